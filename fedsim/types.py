@@ -1,0 +1,111 @@
+"""The values that cross from one room to another: frozen, without behaviour.
+
+Shapes carry suffixes: `G` tasks in a group, `P` parameters, `B` batch, `C` clients, `W` workers, `N` samples.
+Units too: `_s` seconds, `_bytes`; counts start with `n_`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+
+class Outcome(IntEnum):
+    """How a task ended; stored in the record's `tasks/outcome` column."""
+
+    APPLIED = 0
+    LOST = 1
+    ABORTED = 2
+
+
+class EventKind(IntEnum):
+    """Kinds of events in their order at one instant (architecture, "The semantics, settled", 2)."""
+
+    ARRIVAL = 0
+    LOSS = 1
+    TIMER = 2  # a deadline or the end of a window
+    AVAILABILITY = 3
+
+
+class Task(NamedTuple):
+    """One client's local training from one version; everything about it is fixed at dispatch.
+
+    `arrival_s` is when its update reaches the server (or would have), `due_s` when the server consumes it: the
+    same for all policies but tiers, whose updates wait for the end of their round. Both are NaN on the wall clock.
+    `first_step` counts the local steps that the client was given in earlier tasks, for batches that go on
+    through one permutation. `arrival_s` is `dispatch_s` plus the three
+    durations plus the time that the client was offline meanwhile. `wanted` is false when the outcome known at dispatch
+    makes training pointless.
+    """
+
+    task: int
+    client: int
+    base_version: int
+    n_samples: int
+    n_steps: int
+    first_step: int
+    learning_rate: float
+    dispatch_s: float
+    download_s: float
+    compute_s: float
+    upload_s: float
+    arrival_s: float
+    due_s: float
+    lost: bool
+    wanted: bool
+
+
+class Event(NamedTuple):
+    """Something that happens in the federation, ordered by (time, kind, number); number is the task's, or the timer's."""
+
+    time_s: float
+    kind: EventKind
+    number: int
+
+
+class TaskReport(NamedTuple):
+    """What a worker says of a trained task, without its vector; travels in the header message.
+
+    `train_s` is the wall time that training took: a group's divided by its tasks.
+    """
+
+    task: int
+    worker: int
+    n_samples: int
+    n_steps: int
+    loss_before: float
+    loss_after: float
+    update_norm: float
+    train_s: float
+
+
+class Update(NamedTuple):
+    """What a task returns: its report and the flat vector (model difference or local model) of shape (P,), float32."""
+
+    report: TaskReport
+    vector_P: Float32
+
+
+class Shard(NamedTuple):
+    """Samples of one client: `x` float32 (N, *features); `y` int64 (N,) for classes, float32 (N, K) for targets."""
+
+    x: Float32
+    y: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One line of an evaluation: `client` is -1 for the pooled or central test set; `metrics` by name."""
+
+    client: int
+    n_samples: int
+    loss: float
+    metrics: dict[str, float]

@@ -1,0 +1,55 @@
+"""The transport without MPI: server and one worker in the same process; training happens inside `poll`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, WorkerCore
+from fedsim.errors import FedsimError
+from fedsim.types import Float32
+
+
+def _no_progress() -> None:
+    return None
+
+
+class InlineTransport:
+    """One worker, called in turn: each `poll` does the next thing it was told."""
+
+    n_workers = 1
+
+    def __init__(self, worker: WorkerCore) -> None:
+        self._worker = worker
+        self._jobs: deque[Callable[[], Message]] = deque()
+
+    def rank(self, worker: int) -> int:
+        return 0
+
+    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
+        core = self._worker
+        core.forget(command.forget)
+        core.drop(command.drop)
+        for version, vector_P in zip(command.coming, versions, strict=True):
+            core.learn(version, vector_P)
+        if command.fetch:
+            self._jobs.appendleft(lambda: core.deliver(command.fetch))
+        if command.evaluate != NO_VERSION:
+            self._jobs.append(lambda: core.evaluate(command.evaluate))
+        if command.tasks:
+            self._jobs.append(lambda: core.train(command.tasks, command.send, _no_progress))
+
+    def poll(self) -> Sequence[Message]:
+        if not self._jobs:
+            return ()
+        job = self._jobs.popleft()
+        try:
+            return (job(),)
+        except FedsimError as error:
+            return (self._worker.failure(error),)
+
+    def counters(self, worker: int) -> Counters:
+        return self._worker.counters
+
+    def close(self) -> None:
+        self._jobs.clear()

@@ -1,0 +1,286 @@
+"""The transport over MPI: rank zero's end and a worker's end.
+
+Every protocol has a communicator of its own. Rank zero keeps one receive posted a worker for the fixed-size headers, so that
+a fault belongs to one worker; receives of rows are posted when their header is in, which it is only if there is room
+for them (`fedsim.engine.supply` grants it). Nobody blocks inside MPI: both ends test and sleep.
+Buffers belong to MPI until their request completes, so every request is kept together with what it sends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from fedsim.comm import wire
+from fedsim.comm.transport import (
+    NO_VERSION,
+    Backoff,
+    Command,
+    Counters,
+    Delivered,
+    Evaluated,
+    Message,
+    Trained,
+    WorkerCore,
+    empty_rows,
+)
+from fedsim.errors import FedsimError
+from fedsim.types import Float32
+
+_PIECE = 2**28  # elements a message at the most: 1 GiB, far below the 2**31 that counts can hold
+
+
+class _Pending(NamedTuple):
+    """Rows on their way: complete when every piece is; `finish` turns the buffer into a message."""
+
+    requests: list[MPI.Request]
+    buffer: Any
+    finish: Callable[[Any], Message]
+
+
+class Channels(NamedTuple):
+    """One communicator a protocol, all with the server as rank zero."""
+
+    commands: MPI.Intracomm
+    versions: MPI.Intracomm
+    replies: MPI.Intracomm
+    rows: MPI.Intracomm
+
+    @classmethod
+    def open(cls, comm: MPI.Intracomm) -> Channels:
+        """Duplicates of `comm`; collective."""
+        return cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup())
+
+
+def _pieces(flat: Any) -> list[Any]:
+    return [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+
+
+def _isend(comm: MPI.Intracomm, flat: Any, rank: int) -> list[MPI.Request]:
+    return [comm.Isend(piece, dest=rank) for piece in _pieces(flat)]
+
+
+def _irecv(comm: MPI.Intracomm, flat: Any, rank: int) -> list[MPI.Request]:
+    return [comm.Irecv(piece, source=rank) for piece in _pieces(flat)]
+
+
+class Outbox:
+    """Sends under way, oldest first, each with the memory it needs until it is done."""
+
+    def __init__(self) -> None:
+        self._sends: deque[tuple[MPI.Request, Any]] = deque()
+
+    def put(self, requests: Sequence[MPI.Request], memory: Any) -> None:
+        self._sends.extend((request, memory) for request in requests)
+
+    def advance(self) -> bool:
+        """Forgets the sends that are done; true when none is left."""
+        sends = self._sends
+        while sends and sends[0][0].Test():
+            sends.popleft()
+        return not sends
+
+
+class MpiTransport:
+    """Rank zero's end: workers are ranks 1 to size-1, indices one less."""
+
+    def __init__(self, channels: Channels, n_parameters: int, metric_names: Sequence[str]) -> None:
+        self._channels = channels
+        self.n_workers = channels.commands.size - 1
+        self._n_parameters = n_parameters
+        self._metric_names = metric_names
+        self._headers = [np.empty(wire.REPLY_BYTES, np.uint8) for _ in range(self.n_workers)]
+        self._receives: list[MPI.Request | None] = [self._post_header(w) for w in range(self.n_workers)]
+        self._pending: list[_Pending] = []
+        self._counters = [Counters() for _ in range(self.n_workers)]
+        self._outbox = Outbox()
+
+    def rank(self, worker: int) -> int:
+        return worker + 1
+
+    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
+        data = wire.encode_command(command)
+        rank = worker + 1
+        self._outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
+        for vector_P in versions:
+            self._outbox.put(_isend(self._channels.versions, vector_P, rank), vector_P)
+
+    def poll(self) -> Sequence[Message]:
+        self._outbox.advance()
+        messages: list[Message] = []
+        for worker, request in enumerate(self._receives):
+            while request is not None and request.Test():
+                request = self._open(worker, messages)
+        if self._pending:
+            messages += self._completed()
+        return messages
+
+    def counters(self, worker: int) -> Counters:
+        return self._counters[worker]
+
+    def close(self) -> None:
+        for worker in range(self.n_workers):
+            self.send(worker, Command(stop=True), ())
+        backoff = Backoff()
+        while any(request is not None for request in self._receives) or self._pending:
+            if not self.poll():
+                backoff.sleep()
+        while not self._outbox.advance():
+            backoff.sleep()
+
+    def _post_header(self, worker: int) -> MPI.Request:
+        return self._channels.replies.Irecv(self._headers[worker], source=worker + 1)
+
+    def _open(self, worker: int, messages: list[Message]) -> MPI.Request | None:
+        """Handles a header that is in, and returns the receive posted for the next one (None after the last)."""
+        kind, n, version, counters, body = wire.decode_header(self._headers[worker])
+        self._counters[worker] = counters
+        request = None if kind == wire.STOPPED else self._post_header(worker)
+        self._receives[worker] = request
+        if kind == wire.TRAINED:
+            self._await_trained(worker, body, messages)
+        elif kind == wire.DELIVERED:
+            tasks = body.view("<i8").tolist()
+            self._await_rows(worker, n, lambda rows: Delivered(worker, tasks, rows))
+        elif kind == wire.EVALUATED:
+            self._await_evaluation(worker, n, version)
+        elif kind == wire.FAILED:
+            messages.append(wire.decode_failed(worker, body))
+        return request
+
+    def _await_trained(self, worker: int, body: wire.Bytes, messages: list[Message]) -> None:
+        reports, sent = wire.decode_trained(worker, worker + 1, body)
+        n_sent = sum(sent)
+        if n_sent:
+            self._await_rows(worker, n_sent, lambda rows: Trained(worker, reports, sent, rows))
+        else:
+            messages.append(Trained(worker, reports, sent, empty_rows(0, self._n_parameters)))
+
+    def _await_rows(self, worker: int, n: int, finish: Callable[[Any], Message]) -> None:
+        rows = empty_rows(n, self._n_parameters)
+        self._pending.append(_Pending(_irecv(self._channels.rows, rows.reshape(-1), worker + 1), rows, finish))
+
+    def _await_evaluation(self, worker: int, n: int, version: int) -> None:
+        table = np.empty((n, 3 + len(self._metric_names)), dtype=np.float64)
+
+        def finish(table: Any) -> Message:
+            return Evaluated(worker, version, wire.evaluation_rows(table, self._metric_names))
+
+        self._pending.append(_Pending(_irecv(self._channels.rows, table.reshape(-1), worker + 1), table, finish))
+
+    def _completed(self) -> list[Message]:
+        done, still = [], []
+        for entry in self._pending:
+            (done if all(request.Test() for request in entry.requests) else still).append(entry)
+        self._pending = still
+        return [entry.finish(entry.buffer) for entry in done]
+
+
+class WorkerChannel:
+    """A worker's end: takes commands, runs them against its core, sends what comes of them."""
+
+    def __init__(self, channels: Channels, core: WorkerCore, n_parameters: int, clock: Callable[[], float]) -> None:
+        self._channels = channels
+        self._core = core
+        self._n_parameters = n_parameters
+        self._clock = clock
+        self._buffer = np.empty(wire.COMMAND_BYTES, np.uint8)
+        self._receive = channels.commands.Irecv(self._buffer, source=0)
+        self._coming: deque[tuple[int, list[MPI.Request], Float32]] = deque()
+        self._jobs: deque[Command] = deque()
+        self._outbox = Outbox()
+        self._stopped = False
+
+    def serve(self) -> None:
+        """Works until the server says stop; returns when everything sent has left."""
+        backoff = Backoff()
+        while not self._stopped:
+            self._progress()
+            if self._jobs:
+                self._work(self._jobs.popleft())
+                backoff.reset()
+            else:
+                self._wait(backoff)
+        self._reply(wire.encode_stopped(self._core.counters))
+        while not self._outbox.advance() or self._coming:
+            self._learn_arrived()
+            backoff.sleep()
+
+    def _wait(self, backoff: Backoff) -> None:
+        start_s = self._clock()
+        backoff.sleep()
+        self._core.counters.waiting_s += self._clock() - start_s
+
+    def _progress(self) -> None:
+        """Takes what has come in and lets go of what has left; called between steps of training, too."""
+        self._outbox.advance()
+        while not self._stopped and self._receive.Test():
+            self._take(wire.decode_command(self._buffer))
+        self._learn_arrived()
+
+    def _take(self, command: Command) -> None:
+        if command.stop:
+            self._stopped = True
+            self._jobs.clear()
+            return
+        self._receive = self._channels.commands.Irecv(self._buffer, source=0)
+        self._core.forget(command.forget)
+        self._core.drop(command.drop)
+        for version in command.coming:
+            vector_P = np.empty(self._n_parameters, dtype=np.float32)
+            self._coming.append((version, _irecv(self._channels.versions, vector_P, 0), vector_P))
+            self._core.counters.received_bytes += vector_P.nbytes
+        if command.fetch:
+            self._jobs.appendleft(Command(fetch=command.fetch))
+        if command.tasks or command.evaluate != NO_VERSION:
+            self._jobs.append(command)
+
+    def _learn_arrived(self) -> None:
+        while self._coming and all(request.Test() for request in self._coming[0][1]):
+            version, _, vector_P = self._coming.popleft()
+            self._core.learn(version, vector_P)
+
+    def _await_versions(self, command: Command) -> None:
+        """Returns when the versions that a command needs are in; waiting counts as waiting."""
+        needed = {command.evaluate, *(task.base_version for task in command.tasks)}
+        backoff = Backoff(cap_s=1e-4)
+        self._learn_arrived()
+        while any(version in needed for version, _, _ in self._coming):
+            self._wait(backoff)
+            self._outbox.advance()
+            self._learn_arrived()
+
+    def _work(self, command: Command) -> None:
+        self._await_versions(command)
+        try:
+            self._do(command)
+        except Exception as error:  # reported to the server, which decides
+            self._reply(wire.encode_failed(self._core.failure(error), self._core.counters))
+            if not isinstance(error, FedsimError):
+                self._jobs.clear()
+
+    def _do(self, command: Command) -> None:
+        core = self._core
+        if command.fetch:
+            delivered = core.deliver(command.fetch)
+            self._reply(wire.encode_delivered(delivered, core.counters), delivered.rows)
+        if command.evaluate != NO_VERSION:
+            evaluated = core.evaluate(command.evaluate)
+            table = wire.evaluation_table(evaluated.rows)
+            self._reply(wire.encode_evaluated(evaluated, core.counters), table)
+        if command.tasks:
+            trained = core.train(command.tasks, command.send, self._progress)
+            self._reply(wire.encode_trained(trained, core.counters), trained.rows)
+
+    def _reply(self, header: wire.Bytes, payload: Any = None) -> None:
+        start_s = self._clock()
+        self._outbox.put([self._channels.replies.Isend(header, dest=0)], header)
+        self._core.counters.sent_bytes += header.nbytes
+        if payload is not None and payload.size:
+            self._outbox.put(_isend(self._channels.rows, payload.reshape(-1), 0), payload)
+            self._core.counters.sent_bytes += payload.nbytes
+        self._core.counters.sending_s += self._clock() - start_s

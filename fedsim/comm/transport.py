@@ -1,0 +1,158 @@
+"""The border between the server and its workers, and what crosses it.
+
+The server sends `Command`s, one small message each, and flat float32 versions; a worker answers with `Trained`,
+`Delivered`, `Evaluated` or `Failed`. The server alone decides what is trained where, what is kept and what is thrown away, so
+that the memory bounds can be accounted for in one place (`fedsim.engine.supply`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from fedsim.types import EvaluationRow, Float32, Task, TaskReport
+
+NO_VERSION = -1
+
+
+class Command(NamedTuple):
+    """What a worker is to do, in this order: forget and drop, receive `coming` versions, deliver, evaluate, train.
+
+    `send` says for each task whether its update travels at once (the server has room) or is held until fetched.
+    """
+
+    tasks: Sequence[Task] = ()
+    send: Sequence[bool] = ()
+    coming: Sequence[int] = ()
+    forget: Sequence[int] = ()
+    fetch: Sequence[int] = ()
+    drop: Sequence[int] = ()
+    evaluate: int = NO_VERSION
+    stop: bool = False
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a rank has done since the start: cumulative."""
+
+    n_tasks: float = 0.0
+    n_groups: float = 0.0
+    busy_s: float = 0.0
+    evaluating_s: float = 0.0
+    waiting_s: float = 0.0
+    sending_s: float = 0.0
+    sent_bytes: float = 0.0
+    received_bytes: float = 0.0
+    cpu_s: float = 0.0
+    rss_bytes: float = 0.0
+
+
+N_COUNTERS = len(Counters.__slots__)
+
+
+class Trained(NamedTuple):
+    """A group is trained. `rows` (n_sent, P) holds the updates of those reports whose `sent` is true, in order."""
+
+    worker: int
+    reports: Sequence[TaskReport]
+    sent: Sequence[bool]
+    rows: Float32
+
+
+class Delivered(NamedTuple):
+    """Fetched updates: `rows` (n, P), a row a task."""
+
+    worker: int
+    tasks: Sequence[int]
+    rows: Float32
+
+
+class Evaluated(NamedTuple):
+    """The test results of one version."""
+
+    worker: int
+    version: int
+    rows: Sequence[EvaluationRow]
+
+
+class Failed(NamedTuple):
+    """Something went wrong at a worker; `text` is the one-line error or the traceback."""
+
+    worker: int
+    client: int
+    task: int
+    is_user_error: bool
+    text: str
+
+
+Message = Trained | Delivered | Evaluated | Failed
+
+
+class Transport(Protocol):
+    """The server's end. Worker indices run from 0 to `n_workers` - 1."""
+
+    n_workers: int
+
+    def rank(self, worker: int) -> int:
+        """The rank that the record names for a worker."""
+
+    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
+        """Sends a command and the versions it announces as coming; returns at once."""
+
+    def poll(self) -> Sequence[Message]:
+        """The messages that have come in whole; returns at once."""
+
+    def counters(self, worker: int) -> Counters:
+        """The worker's counters as of its last message."""
+
+    def close(self) -> None:
+        """Stops the workers and returns when they have stopped; what they still send is thrown away."""
+
+
+class WorkerCore(Protocol):
+    """What a transport asks of the worker behind it."""
+
+    def train(self, tasks: Sequence[Task], send: Sequence[bool], progress: Callable[[], None]) -> Trained: ...
+
+    def deliver(self, tasks: Sequence[int]) -> Delivered: ...
+
+    def drop(self, tasks: Sequence[int]) -> None: ...
+
+    def learn(self, version: int, vector_P: Float32) -> None: ...
+
+    def forget(self, versions: Sequence[int]) -> None: ...
+
+    def evaluate(self, version: int) -> Evaluated: ...
+
+    def failure(self, error: Exception) -> Failed: ...
+
+    counters: Counters
+
+
+class Backoff:
+    """Sleeps between polls that found nothing: 10 us, doubling to a cap; `reset` after one that found something.
+
+    The cap bounds both the latency of an idle rank and the share of a core that polling costs.
+    """
+
+    def __init__(self, cap_s: float = 2e-3, floor_s: float = 10e-6, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._cap_s = cap_s
+        self._floor_s = floor_s
+        self._sleep = sleep
+        self._next_s = floor_s
+
+    def reset(self) -> None:
+        self._next_s = self._floor_s
+
+    def sleep(self) -> None:
+        self._sleep(self._next_s)
+        self._next_s = min(2.0 * self._next_s, self._cap_s)
+
+
+def empty_rows(n: int, n_parameters: int) -> Float32:
+    """Uninitialised room for `n` flat vectors: (n, P) float32."""
+    return np.empty((n, n_parameters), dtype=np.float32)

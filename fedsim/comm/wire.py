@@ -1,0 +1,157 @@
+"""Messages as bytes: fixed little-endian records behind a fixed header, nothing pickled.
+
+A command (server to worker) is a header of eight int64 words, then the lists it counts. A reply (worker to server) is
+a header of eight int64 words, the worker's counters, then its records. Both are bounded: `MAX_TASKS` tasks a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.comm.transport import N_COUNTERS, Command, Counters, Delivered, Evaluated, Failed, Trained
+from fedsim.types import EvaluationRow, Float32, Float64, Task, TaskReport
+
+Bytes = NDArray[np.uint8]
+
+MAX_TASKS = 512
+MAX_TEXT_BYTES = 16384
+
+TASK = np.dtype(
+    [
+        ("task", "<i8"),
+        ("client", "<i8"),
+        ("base_version", "<i8"),
+        ("n_samples", "<i8"),
+        ("n_steps", "<i8"),
+        ("first_step", "<i8"),
+        ("learning_rate", "<f8"),
+        ("send", "<i8"),
+    ]
+)
+REPORT = np.dtype(
+    [
+        ("task", "<i8"),
+        ("n_samples", "<i8"),
+        ("n_steps", "<i8"),
+        ("loss_before", "<f8"),
+        ("loss_after", "<f8"),
+        ("update_norm", "<f8"),
+        ("train_s", "<f8"),
+        ("sent", "<i8"),
+    ]
+)
+
+_WORDS = 8
+_HEADER_BYTES = 8 * _WORDS
+COMMAND_BYTES = _HEADER_BYTES + MAX_TASKS * TASK.itemsize + 4 * 8 * MAX_TASKS
+REPLY_BYTES = _HEADER_BYTES + 8 * N_COUNTERS + max(MAX_TASKS * REPORT.itemsize, MAX_TEXT_BYTES)
+
+TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED = range(1, 6)
+
+
+def encode_command(command: Command) -> Bytes:
+    """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
+    lists = (command.coming, command.forget, command.fetch, command.drop)
+    header = np.array(
+        [len(command.tasks), *(len(part) for part in lists), command.evaluate, int(command.stop), 0], dtype="<i8"
+    )
+    tasks = np.array(
+        [(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK
+    )
+    numbers = np.array([number for part in lists for number in part], dtype="<i8")
+    return np.concatenate([header.view(np.uint8), tasks.view(np.uint8), numbers.view(np.uint8)])
+
+
+def decode_command(data: Bytes) -> Command:
+    """The command in a received buffer; bytes after its end are ignored. The times of its tasks stay with the server."""
+    n_tasks, n_coming, n_forget, n_fetch, n_drop, evaluate, stop, _ = data[:_HEADER_BYTES].view("<i8").tolist()
+    end = _HEADER_BYTES + n_tasks * TASK.itemsize
+    records = data[_HEADER_BYTES:end].view(TASK).tolist()
+    counts = (n_coming, n_forget, n_fetch, n_drop)
+    numbers = data[end : end + 8 * sum(counts)].view("<i8").tolist()
+    parts = []
+    for count in counts:
+        parts.append(numbers[:count])
+        numbers = numbers[count:]
+    nan = float("nan")
+    tasks = [Task(*record[:7], nan, nan, nan, nan, nan, nan, False, True) for record in records]
+    return Command(tasks, [bool(record[7]) for record in records], *parts, evaluate=evaluate, stop=bool(stop))
+
+
+def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> Bytes:
+    header = np.array([kind, n, version, body.size, 0, 0, 0, 0], dtype="<i8")
+    tail = np.array([getattr(counters, name) for name in Counters.__slots__], dtype="<f8")
+    return np.concatenate([header.view(np.uint8), tail.view(np.uint8), body])
+
+
+def encode_trained(message: Trained, counters: Counters) -> Bytes:
+    """Reports of a trained group; the rows sent travel apart."""
+    records = [
+        (r.task, r.n_samples, r.n_steps, r.loss_before, r.loss_after, r.update_norm, r.train_s, sent)
+        for r, sent in zip(message.reports, message.sent, strict=True)
+    ]
+    return _reply(TRAINED, len(records), 0, counters, np.array(records, dtype=REPORT).view(np.uint8))
+
+
+def encode_delivered(message: Delivered, counters: Counters) -> Bytes:
+    """The numbers of delivered tasks; their rows travel apart."""
+    return _reply(DELIVERED, len(message.tasks), 0, counters, np.array(message.tasks, dtype="<i8").view(np.uint8))
+
+
+def encode_evaluated(message: Evaluated, counters: Counters) -> Bytes:
+    """The announcement of an evaluation's table, which travels apart."""
+    return _reply(EVALUATED, len(message.rows), message.version, counters, np.empty(0, np.uint8))
+
+
+def encode_failed(message: Failed, counters: Counters) -> Bytes:
+    """A failure: client, task and text (its end is kept if it is long)."""
+    text = message.text.encode()[-(MAX_TEXT_BYTES - 24) :]
+    where = np.array([message.client, message.task, int(message.is_user_error)], dtype="<i8").view(np.uint8)
+    return _reply(FAILED, 0, 0, counters, np.concatenate([where, np.frombuffer(text, np.uint8)]))
+
+
+def encode_stopped(counters: Counters) -> Bytes:
+    """A worker's last word."""
+    return _reply(STOPPED, 0, 0, counters, np.empty(0, np.uint8))
+
+
+def decode_header(data: Bytes) -> tuple[int, int, int, Counters, Bytes]:
+    """Kind, number of records, version, counters and body of a reply; the body is a copy."""
+    kind, n, version, size = data[:_HEADER_BYTES].view("<i8")[:4].tolist()
+    start = _HEADER_BYTES + 8 * N_COUNTERS
+    counters = Counters(*data[_HEADER_BYTES:start].view("<f8").tolist())
+    return kind, n, version, counters, data[start : start + size].copy()
+
+
+def decode_trained(worker: int, rank: int, body: Bytes) -> tuple[list[TaskReport], list[bool]]:
+    """Reports of a group, and for each whether its row was sent."""
+    records = body.view(REPORT).tolist()
+    reports = [TaskReport(r[0], rank, *r[1:7]) for r in records]
+    return reports, [bool(r[7]) for r in records]
+
+
+def decode_failed(worker: int, body: Bytes) -> Failed:
+    client, task, is_user_error = body[:24].view("<i8").tolist()
+    text = body[24:].tobytes().decode(errors="replace")
+    return Failed(worker, client, task, bool(is_user_error), text)
+
+
+def evaluation_table(rows: Sequence[EvaluationRow]) -> Float64:
+    """Evaluation rows as float64 (n, 3 + metrics): client, samples, loss, then metrics in their order."""
+    return np.array([(r.client, r.n_samples, r.loss, *r.metrics.values()) for r in rows], dtype=np.float64)
+
+
+def evaluation_rows(table: Float64, metric_names: Sequence[str]) -> list[EvaluationRow]:
+    """The inverse of `evaluation_table`."""
+    return [
+        EvaluationRow(int(line[0]), int(line[1]), line[2], dict(zip(metric_names, line[3:], strict=True)))
+        for line in table.tolist()
+    ]
+
+
+def rows_of(vectors: Sequence[Float32], n_parameters: int) -> Float32:
+    """Vectors as the rows of one contiguous (n, P) float32 array."""
+    return np.stack(vectors) if vectors else np.empty((0, n_parameters), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Wires the rooms together: the server's loop, the worker behind a transport, replay, and `run`."""

@@ -1,0 +1,114 @@
+"""Evaluations under way: they run on workers, are recorded in the order of versions, and never hold up the engine.
+
+What reads one (the target stop) does so `lag_versions` after its version; only then is a late result waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from fedsim.config import EvaluationConfig, TargetConfig
+from fedsim.engine.supply import Supply
+from fedsim.types import EvaluationRow
+
+_MOST_OUTSTANDING = 32  # each keeps a version alive
+
+
+class Recorder(Protocol):
+    """What the engine asks of the record."""
+
+    def append(self, table: str, row: Sequence[float]) -> None: ...
+
+    def tick(self, now_s: float) -> None: ...
+
+
+def mean_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
+    """Loss and metrics over an evaluation: those of the pooled set if there is one, else the unweighted mean over clients."""
+    chosen = [row for row in rows if row.client == -1] or list(rows)
+    names = chosen[0].metrics
+    means = {"loss": math.fsum(row.loss for row in chosen) / len(chosen)}
+    return means | {name: math.fsum(row.metrics[name] for row in chosen) / len(chosen) for name in names}
+
+
+class Evaluations:
+    """The evaluations of a run."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        target: TargetConfig | None,
+        supply: Supply,
+        recorder: Recorder,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._target = target
+        self._supply = supply
+        self._recorder = recorder
+        self._clock = clock
+        self._virtual_s: dict[int, float] = {}  # issued and not yet recorded, by version
+        self._results: dict[int, Sequence[EvaluationRow]] = {}  # in, but an earlier one is not
+        self._means: dict[int, dict[str, float]] = {}  # recorded, not yet judged
+        self._last_issued = -1
+        self.latest: dict[str, float] = {}
+
+    def published(self, version: int, virtual_s: float) -> None:
+        """Called with every new version: evaluates it if it is one of those to be evaluated."""
+        every = self._config.every_versions
+        if every is not None and version % every == 0:
+            self._issue(version, virtual_s)
+        self.collect()
+
+    def target_reached(self, version: int) -> bool:
+        """Whether an evaluation that may be read at this version reached the target; waits for it if it must."""
+        if self._target is None:
+            return False
+        readable = version - self._config.lag_versions
+        while any(issued <= readable for issued in self._virtual_s):
+            self._wait()
+        judged = [v for v in self._means if v <= readable]
+        return any([self._reaches(self._means.pop(v)) for v in judged])
+
+    def finish(self, version: int, virtual_s: float) -> None:
+        """Evaluates the last version if that was not done, and waits for everything outstanding."""
+        if version != self._last_issued:
+            self._issue(version, virtual_s)
+        while self._virtual_s:
+            self._wait()
+
+    def collect(self) -> None:
+        """Records the evaluations that came in, in the order of their versions."""
+        for message in self._supply.evaluations():
+            self._results[message.version] = message.rows
+        for version in sorted(self._virtual_s):
+            if version not in self._results:
+                return
+            self._record(version, self._results.pop(version))
+
+    def _issue(self, version: int, virtual_s: float) -> None:
+        while len(self._virtual_s) >= _MOST_OUTSTANDING:
+            self._wait()
+        self._virtual_s[version] = virtual_s
+        self._last_issued = version
+        self._supply.evaluate(version)
+
+    def _wait(self) -> None:
+        self._supply.pump()
+        self._supply.listen()
+        self.collect()
+
+    def _record(self, version: int, rows: Sequence[EvaluationRow]) -> None:
+        virtual_s, wall_s = self._virtual_s.pop(version), self._clock()
+        for row in rows:
+            values = (version, virtual_s, wall_s, row.client, row.n_samples, row.loss, *row.metrics.values())
+            self._recorder.append("evaluations", values)
+        self.latest = mean_metrics(rows)
+        if self._target is not None:
+            self._means[version] = self.latest
+
+    def _reaches(self, means: dict[str, float]) -> bool:
+        assert self._target is not None
+        value = means[self._target.metric]
+        return value <= self._target.value if self._target.metric == "loss" else value >= self._target.value

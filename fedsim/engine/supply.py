@@ -1,0 +1,395 @@
+"""Keeps the workers supplied, and brings in the update that is due, under the memory bounds.
+
+Every wanted task goes through these states, and no message moves it that this file did not ask for:
+
+    READY --post--> POSTED --trained--> HERE            if room was granted when it was posted
+                           --trained--> HELD --fetch--> COMING --delivered--> HERE
+                                         |  drop: back to READY, to be trained again
+
+Bounds (architecture, "The semantics, settled", 8). Rank zero has room for `server_rows` updates, one of them reserved for the
+due one; room is granted before a row may travel. A worker has room for `worker_rows` results, at least a group; a
+group is posted only into free room, and for the due task the held result due last makes way. So the due task can always be
+posted, trained, fetched and consumed, whatever the bounds: nothing deadlocks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from fedsim.comm.transport import Backoff, Command, Delivered, Evaluated, Failed, Trained, Transport
+from fedsim.comm.wire import MAX_TASKS
+from fedsim.engine.shelves import Shelves
+from fedsim.engine.versions import VersionStore
+from fedsim.errors import ClientError, DataError, StalledError
+from fedsim.schedule.placement import ANY_WORKER
+from fedsim.types import Float32, Task, TaskReport, Update
+
+Key = tuple[float, float, int]
+Queue = list[tuple[Key, int]]
+
+_SERVICE_EVERY = 8  # updates consumed without waiting, after which messages are looked at all the same
+
+
+def _nothing() -> None:
+    return None
+
+
+class State(IntEnum):
+    """Where a wanted task stands; see the head of this file."""
+
+    READY = 0
+    POSTED = 1
+    HELD = 2
+    COMING = 3
+    HERE = 4
+
+
+@dataclass(slots=True)
+class Item:
+    """A wanted task on its way; `key` orders items by when they are due, `dropped` says that nobody wants it any more."""
+
+    task: Task
+    key: Key
+    state: State = State.READY
+    worker: int = ANY_WORKER
+    report: TaskReport | None = None
+    row_P: Float32 | None = None
+    submitted_s: float = math.nan
+    arrived_s: float = math.nan
+    dropped: bool = False
+
+
+@dataclass(slots=True)
+class Desk:
+    """What the server knows of one worker: what waits for it, groups given to it, room taken there."""
+
+    ready: Queue = field(default_factory=list)
+    n_groups: int = 0
+    n_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Group size, groups a worker may have, and room, in rows (updates) and versions.
+
+    `reserve` rows of the server's room are kept for the due update: 1 where updates are consumed in the order of
+    events, 0 on the wall clock, where whatever arrives is consumed at once.
+    """
+
+    group_size: int
+    n_groups: int
+    server_rows: int
+    worker_rows: int
+    worker_versions: int
+    reserve: int = 1
+
+
+class Supply:
+    """The tasks between dispatch and consumption. `host_of` gives a client's worker, or `ANY_WORKER`."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        host_of: Callable[[int], int],
+        bounds: Bounds,
+        versions: VersionStore,
+        clock: Callable[[], float],
+        stall_timeout_s: float,
+    ) -> None:
+        self._transport = transport
+        self._host_of = host_of
+        self._bounds = bounds
+        self._versions = versions
+        self._clock = clock
+        self._stall_timeout_s = stall_timeout_s
+        self._backoff = Backoff()
+        self._shelves = Shelves(transport.n_workers, bounds.worker_versions)
+        self._desks = [Desk() for _ in range(transport.n_workers)]
+        self._shared: Queue = []
+        self._held: Queue = []
+        self._items: dict[int, Item] = {}
+        self._arrived: deque[int] = deque()
+        self._evaluated: list[Evaluated] = []
+        self._n_evaluating = [0] * transport.n_workers
+        self._n_server_rows = 0  # here or on the way
+        self._n_unserviced = 0
+        self._last_sign_s = clock()
+        self.n_retrained = 0
+        self.waiting_s = 0.0
+
+    # ------------------------------------------------------------------ what the engine asks for
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Takes over those of the tasks whose updates will be wanted."""
+        now_s = self._clock()
+        for task in tasks:
+            if task.wanted:
+                on_wall = task.due_s != task.due_s
+                key = (0.0, 0.0, task.task) if on_wall else (task.due_s, task.arrival_s, task.task)
+                item = self._items[task.task] = Item(task, key, submitted_s=now_s)
+                self._versions.retain(task.base_version)
+                self._enqueue(item)
+
+    def bring(self, number: int, while_waiting: Callable[[], None]) -> None:
+        """Returns when the update of a submitted task is here; calls `while_waiting` whenever nothing else is to be done.
+
+        In the order of events only: what is brought must be taken before anything else is.
+        """
+        item = self._items[number]
+        self._n_unserviced += 1
+        if item.state is State.HERE and self._n_unserviced >= _SERVICE_EVERY:
+            self.pump()
+            self.listen(wait=False)
+        while item.state is not State.HERE:
+            self.pump(item)
+            if not self.listen():
+                while_waiting()
+
+    def take(self, number: int) -> tuple[Update, Item]:
+        """The update of a submitted task, which leaves the supply; waits for it if it is not here yet."""
+        item = self._items[number]
+        if item.state is not State.HERE:
+            self.bring(number, _nothing)
+        return self._consume(item), item
+
+    def arrivals(self) -> list[int]:
+        """On the wall clock: the tasks whose updates came in since the last call, in the order in which they did."""
+        numbers = [number for number in self._arrived if number in self._items]
+        self._arrived.clear()
+        return numbers
+
+    def cancel(self, number: int) -> None:
+        """Nobody wants the update of this task any more."""
+        item = self._items[number]
+        item.dropped = True
+        if item.state is State.HELD:
+            self._drop_held(item)
+        if item.state is State.HERE:
+            self._n_server_rows -= 1
+        if item.state in (State.READY, State.HELD, State.HERE):
+            self._forget(item)
+
+    def evaluate(self, version: int) -> None:
+        """Sends a version to the worker with the least to do, to be evaluated there."""
+        n_workers = len(self._desks)
+        worker = min(
+            range(n_workers),
+            key=lambda w: (self._desks[w].n_groups + self._n_evaluating[w], (w - version) % n_workers),
+        )
+        self._versions.retain(version)
+        self._n_evaluating[worker] += 1
+        coming = [version] if self._shelves.pin(worker, version) else []
+        self._post(worker, Command(evaluate=version, coming=coming))
+
+    def evaluations(self) -> list[Evaluated]:
+        """The evaluations that came in since the last call."""
+        done, self._evaluated = self._evaluated, []
+        return done
+
+    def release_version(self, version: int) -> None:
+        """One user of a version less; with the last one the workers may forget it too."""
+        if self._versions.release(version):
+            self._shelves.retire(version)
+
+    def pump(self, due: Item | None = None) -> None:
+        """Posts groups to workers with nothing waiting and fetches held results into free room; `due` goes first."""
+        self._n_unserviced = 0
+        if due is not None and due.state is State.READY:
+            self._put_first(due)
+            self._make_way(due)
+        for worker, desk in enumerate(self._desks):
+            while desk.n_groups < self._bounds.n_groups and self._post_group(worker, desk, due):
+                pass
+        self._fetch(due)
+
+    def listen(self, wait: bool = True) -> bool:
+        """Handles the messages that are in; if there are none, sleeps a little (unless told not to) and returns False."""
+        messages = self._transport.poll()
+        for message in messages:
+            self._handle(message)
+        if messages:
+            self._backoff.reset()
+            self._last_sign_s = self._clock()
+        elif wait:
+            self._check_stalled()
+            start_s = self._clock()
+            self._backoff.sleep()
+            self.waiting_s += self._clock() - start_s
+        return bool(messages)
+
+    # ------------------------------------------------------------------------------ posting
+
+    def _queue(self, item: Item) -> Queue:
+        host = self._host_of(item.task.client)
+        return self._shared if host == ANY_WORKER else self._desks[host].ready
+
+    def _enqueue(self, item: Item) -> None:
+        item.state = State.READY
+        heapq.heappush(self._queue(item), (item.key, item.task.task))
+
+    def _put_first(self, due: Item) -> None:
+        """The due task goes to the head of its queue, whatever ties there are; its old place there is skipped later."""
+        if due.key[0] != -math.inf:
+            due.key = (-math.inf, 0.0, due.task.task)
+            self._enqueue(due)
+
+    def _make_way(self, due: Item) -> None:
+        """Drops the held result due last if no worker that could take the due task has room or will have some."""
+        host = self._host_of(due.task.client)
+        workers = range(len(self._desks)) if host == ANY_WORKER else (host,)
+        desks = [self._desks[worker] for worker in workers]
+        if any(desk.n_groups or desk.n_rows < self._bounds.worker_rows for desk in desks):
+            return
+        held = [item for item in self._items.values() if item.state is State.HELD and item.worker in workers]
+        if held:  # else results are on their way here, and leave room
+            last = max(held, key=lambda item: item.key)
+            self._drop_held(last)
+            self._enqueue(last)
+            self.n_retrained += 1
+
+    def _post_group(self, worker: int, desk: Desk, due: Item | None) -> bool:
+        """Posts one group if there is a reason to: a full one, or anything at all for a worker with nothing to do."""
+        queue = desk.ready or self._shared
+        n = min(self._bounds.group_size, self._bounds.worker_rows - desk.n_rows)
+        if not queue or (desk.n_groups > 0 and len(queue) < self._bounds.group_size):
+            return False
+        group = self._take_group(worker, queue, n)
+        if not group:
+            return False
+        versions = [item.task.base_version for item in group]
+        coming = [version for version in versions if self._shelves.pin(worker, version)]
+        send = [self._grant(item is due) for item in group]
+        for item in group:
+            item.state, item.worker = State.POSTED, worker
+        desk.n_groups += 1
+        desk.n_rows += len(group)
+        self._post(worker, Command([item.task for item in group], send, coming))
+        return True
+
+    def _take_group(self, worker: int, queue: Queue, n: int) -> list[Item]:
+        """Up to `n` tasks from the head of a queue, as far as their versions find room at the worker."""
+        group: list[Item] = []
+        room, new = self._shelves.room(worker), set[int]()
+        while queue and len(group) < n:
+            item = self._items.get(queue[0][1])
+            if item is None or item.state is not State.READY or item.key != queue[0][0]:
+                heapq.heappop(queue)  # cancelled, or an old place
+                continue
+            base = item.task.base_version
+            if base not in new and not self._shelves.is_pinned(worker, base):
+                if len(new) >= room:
+                    break
+                new.add(base)
+            heapq.heappop(queue)
+            group.append(item)
+        return group
+
+    def _grant(self, is_due: bool) -> bool:
+        """Takes a row of the server's room if there is one; the reserve is for the due update."""
+        if self._n_server_rows < self._bounds.server_rows - (0 if is_due else self._bounds.reserve):
+            self._n_server_rows += 1
+            return True
+        return False
+
+    def _drop_held(self, item: Item) -> None:
+        self._desks[item.worker].n_rows -= 1
+        self._post(item.worker, Command(drop=(item.task.task,)))
+
+    def _post(self, worker: int, command: Command) -> None:
+        vectors = [self._versions.get(version) for version in command.coming]
+        self._transport.send(worker, command._replace(forget=self._shelves.forgotten(worker)), vectors)
+        self._last_sign_s = self._clock()
+
+    # ------------------------------------------------------------------------------ fetching
+
+    def _fetch(self, due: Item | None) -> None:
+        """Asks for held results in the order in which they are due, as far as there is room."""
+        requests: dict[int, list[int]] = {}
+        if due is not None and due.state is State.HELD and self._grant(True):
+            self._request(due, requests)
+        while self._held:
+            item = self._items.get(self._held[0][1])
+            if item is not None and item.state is State.HELD:
+                if not self._grant(False):
+                    break
+                self._request(item, requests)
+            heapq.heappop(self._held)
+        for worker, numbers in requests.items():
+            for start in range(0, len(numbers), MAX_TASKS):
+                self._post(worker, Command(fetch=numbers[start : start + MAX_TASKS]))
+
+    @staticmethod
+    def _request(item: Item, requests: dict[int, list[int]]) -> None:
+        item.state = State.COMING
+        requests.setdefault(item.worker, []).append(item.task.task)
+
+    # ------------------------------------------------------------------------------ messages
+
+    def _handle(self, message: Trained | Delivered | Evaluated | Failed) -> None:
+        match message:
+            case Trained():
+                self._trained(message)
+            case Delivered():
+                for number, row_P in zip(message.tasks, message.rows, strict=True):
+                    self._desks[message.worker].n_rows -= 1
+                    self._here(self._items[number], row_P)
+            case Evaluated():
+                self._n_evaluating[message.worker] -= 1
+                self._shelves.unpin(message.worker, message.version)
+                self.release_version(message.version)
+                self._evaluated.append(message)
+            case Failed():
+                raise (DataError if message.is_user_error else ClientError)(message.text)
+
+    def _trained(self, message: Trained) -> None:
+        desk = self._desks[message.worker]
+        desk.n_groups -= 1
+        rows = iter(message.rows)
+        for report, sent in zip(message.reports, message.sent, strict=True):
+            item = self._items[report.task]
+            item.report = report
+            self._shelves.unpin(message.worker, item.task.base_version)
+            if sent:
+                desk.n_rows -= 1
+                self._here(item, next(rows))
+            elif item.dropped:
+                self._drop_held(item)
+                self._forget(item)
+            else:
+                item.state = State.HELD
+                heapq.heappush(self._held, (item.key, report.task))
+
+    def _here(self, item: Item, row_P: Float32) -> None:
+        if item.dropped:
+            self._n_server_rows -= 1
+            self._forget(item)
+            return
+        item.state, item.row_P, item.arrived_s = State.HERE, row_P, self._clock()
+        if not self._bounds.reserve:
+            self._arrived.append(item.task.task)
+
+    def _consume(self, item: Item) -> Update:
+        assert item.report is not None and item.row_P is not None
+        update = Update(item.report, item.row_P)
+        item.row_P = None
+        self._n_server_rows -= 1
+        self._forget(item)
+        return update
+
+    def _forget(self, item: Item) -> None:
+        del self._items[item.task.task]
+        self.release_version(item.task.base_version)
+
+    def _check_stalled(self) -> None:
+        silent_s = self._clock() - self._last_sign_s
+        n_out = sum(desk.n_groups for desk in self._desks) + sum(self._n_evaluating)
+        if silent_s > self._stall_timeout_s and n_out:
+            raise StalledError(
+                f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "
+                "out (stall_timeout_s allows longer)"
+            )

@@ -1,0 +1,87 @@
+"""The versions that someone still needs: in memory up to a bound, beyond it in a scratch file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.types import Float32
+
+
+class VersionStore:
+    """Counts who needs a version and lets it go with the last. At most `bound_bytes` (at least one version) stay in memory.
+
+    The scratch file is unlinked as soon as it is open: it vanishes with the process, however that ends.
+    """
+
+    def __init__(self, n_parameters: int, bound_bytes: int, scratch_dir: Path | None = None) -> None:
+        self._n_parameters = n_parameters
+        self._row_bytes = 4 * n_parameters
+        self._n_in_memory = max(1, bound_bytes // self._row_bytes)
+        self._memory: dict[int, Float32] = {}
+        self._slots: dict[int, int] = {}
+        self._free_slots: list[int] = []
+        self._users: dict[int, int] = {}
+        self._scratch_dir = scratch_dir
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    @property
+    def n_spilled(self) -> int:
+        """Versions that lie in the scratch file."""
+        return len(self._slots)
+
+    def add(self, version: int, vector_P: Float32) -> None:
+        """Takes a version over, with one user: whoever adds it, until it calls `release`."""
+        self._users[version] = 1
+        self._memory[version] = vector_P
+        while len(self._memory) > self._n_in_memory:
+            self._spill(next(iter(self._memory)))  # the oldest: likely the one needed last is not known cheaply
+
+    def retain(self, version: int) -> None:
+        """One more user."""
+        self._users[version] += 1
+
+    def release(self, version: int) -> bool:
+        """One user less; true if that was the last and the version is gone."""
+        self._users[version] -= 1
+        if self._users[version]:
+            return False
+        del self._users[version]
+        if self._memory.pop(version, None) is None:
+            self._free_slots.append(self._slots.pop(version))
+        return True
+
+    def get(self, version: int) -> Float32:
+        """The flat vector (P,) float32, read-only; read back from the scratch file if it lies there."""
+        vector_P = self._memory.get(version)
+        if vector_P is None:
+            assert self._file is not None
+            data = os.pread(self._file, self._row_bytes, self._slots[version] * self._row_bytes)
+            vector_P = np.frombuffer(data, dtype=np.float32)
+        return vector_P
+
+    def close(self) -> None:
+        """Gives the scratch file back to the system."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _spill(self, version: int) -> None:
+        if self._file is None:
+            self._file, name = tempfile.mkstemp(prefix="versions-", dir=self._scratch_dir)
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        slot = self._free_slots.pop() if self._free_slots else len(self._slots)
+        view = memoryview(self._memory.pop(version)).cast("B")
+        offset = slot * self._row_bytes
+        while view:
+            written = os.pwrite(self._file, view, offset)
+            view, offset = view[written:], offset + written
+        self._slots[version] = slot

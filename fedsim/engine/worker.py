@@ -1,0 +1,135 @@
+"""A worker: trains groups, keeps results that the server has no room for, evaluates versions.
+
+It decides nothing: what it keeps, forgets and drops is what the server tells it (`fedsim.engine.supply`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fedsim.comm.transport import Counters, Delivered, Evaluated, Failed, Trained, empty_rows
+from fedsim.errors import ClientError, FedsimError
+from fedsim.types import EvaluationRow, Float32, Task, TaskReport
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Trainer(Protocol):
+    """What a worker asks of a training path."""
+
+    def train(
+        self,
+        tasks: Sequence[Task],
+        base_of: Callable[[int], Float32],
+        out_GP: Float32,
+        progress: Callable[[], None],
+    ) -> list[TaskReport]: ...
+
+
+class Evaluator(Protocol):
+    """What a worker asks of the evaluation."""
+
+    def evaluate(self, vector_P: Float32) -> list[EvaluationRow]: ...
+
+
+class Worker:
+    """The state of one worker: versions it knows, results it holds. `index` is the server's name for it."""
+
+    def __init__(
+        self,
+        index: int,
+        host: str,
+        n_parameters: int,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        clock: Callable[[], float],
+        before_group: Callable[[], None],
+    ) -> None:
+        self._index = index
+        self._host = host
+        self._n_parameters = n_parameters
+        self._trainer = trainer
+        self._evaluator = evaluator
+        self._clock = clock
+        self._before_group = before_group
+        self._versions: dict[int, Float32] = {}
+        self._held: dict[int, Float32] = {}
+        self._current: Sequence[Task] = ()
+        self.counters = Counters()
+
+    def train(self, tasks: Sequence[Task], send: Sequence[bool], progress: Callable[[], None]) -> Trained:
+        """The reports of a group, with the rows that are to be sent at once; the others are held."""
+        self._current = tasks
+        self._before_group()
+        start_s = self._clock()
+        out_GP = empty_rows(len(tasks), self._n_parameters)
+        reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
+        counters = self.counters
+        counters.busy_s += self._clock() - start_s
+        counters.n_tasks += len(tasks)
+        counters.n_groups += 1
+        self._measure()
+        self._current = ()
+        if all(send):
+            return Trained(self._index, reports, send, out_GP)
+        for task, sent, row_P in zip(tasks, send, out_GP, strict=True):
+            if not sent:
+                self._held[task.task] = row_P.copy()
+        return Trained(self._index, reports, send, out_GP[np.array(send, dtype=bool)])
+
+    def deliver(self, tasks: Sequence[int]) -> Delivered:
+        """Held results, in the order asked for, which are held no longer."""
+        return Delivered(self._index, tasks, np.stack([self._held.pop(task) for task in tasks]))
+
+    def drop(self, tasks: Sequence[int]) -> None:
+        """Throws held results away."""
+        for task in tasks:
+            del self._held[task]
+
+    def learn(self, version: int, vector_P: Float32) -> None:
+        """Keeps a version, shape (P,), until told to forget it."""
+        self._versions[version] = vector_P
+
+    def forget(self, versions: Sequence[int]) -> None:
+        """Lets versions go."""
+        for version in versions:
+            del self._versions[version]
+
+    def evaluate(self, version: int) -> Evaluated:
+        """The test results of a known version."""
+        start_s = self._clock()
+        rows = self._evaluator.evaluate(self._versions[version])
+        self.counters.evaluating_s += self._clock() - start_s
+        self._measure()
+        return Evaluated(self._index, version, rows)
+
+    def failure(self, error: Exception) -> Failed:
+        """What the server is told of an exception: its line if a user can mend it, else the traceback."""
+        is_user_error = isinstance(error, FedsimError) and not isinstance(error, ClientError)
+        tasks, self._current = self._current, ()
+        client, task = (tasks[0].client, tasks[0].task) if len(tasks) == 1 else (-1, -1)
+        if isinstance(error, FedsimError):
+            return Failed(self._index, client, task, is_user_error, str(error))
+        which = ", ".join(f"task {t.task} (client {t.client}, version {t.base_version})" for t in tasks[:8])
+        head = f"### worker {self._index + 1} on {self._host}" + (f", training {which}" if which else "")
+        return Failed(self._index, client, task, False, head + "\n" + "".join(traceback.format_exception(error)))
+
+    def _measure(self) -> None:
+        self.counters.cpu_s, self.counters.rss_bytes = process_usage()
+
+
+def process_usage() -> tuple[float, float]:
+    """CPU seconds used by this process so far, and its resident memory in bytes."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            rss_bytes = float(int(statm.read().split()[1]) * _PAGE_BYTES)
+    except OSError:  # not Linux: the peak is all there is
+        rss_bytes = float(usage.ru_maxrss * 1024)
+    return usage.ru_utime + usage.ru_stime, rss_bytes

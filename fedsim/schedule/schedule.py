@@ -1,0 +1,234 @@
+"""The federation's future: tasks in flight, the events to come, and who is dispatched next.
+
+The engine drives it so, on the virtual clock:
+
+    tasks = schedule.dispatch(0.0)
+    while (event := schedule.peek()) is not None:
+        step = schedule.step(event)         # what is consumed, what ended otherwise, is there a version
+        ...                                 # the engine consumes and merges
+        if schedule.instant_over(): tasks = schedule.dispatch(event.time_s)
+
+On the wall clock arrivals are not in the queue: the engine makes their events as updates come in, and takes only
+timers from `peek`. Everything else is the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedsim.errors import StalledError
+from fedsim.schedule.policies import Opening, Policy, Step, Timer
+from fedsim.schedule.selection import Domain, Selection
+from fedsim.types import Event, EventKind, Int64, Outcome, Task
+
+_NAN = math.nan
+
+
+class TaskPlanner(Protocol):
+    """What the schedule asks of the devices: a plan has download_s, compute_s, upload_s, arrival_s and lost."""
+
+    def plan(self, client: int, task: int, n_steps: int, n_samples: int, dispatch_s: float) -> Any: ...
+
+    def plan_many(
+        self, clients: Int64, tasks: Int64, n_steps: Int64, n_samples: Int64, dispatch_s: float
+    ) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task asks of a client, as functions: samples of a client, local steps and samples processed for them, rate at a version."""
+
+    n_samples: Callable[[Int64], Int64]
+    n_steps: Callable[[int], int]
+    n_processed: Callable[[int], int]
+    learning_rate: Callable[[int], float]
+    counts_steps: bool
+
+
+class Schedule:
+    """The state of the federation's schedule. `devices` is None on the wall clock."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        domains: Sequence[Domain],
+        selection: Selection,
+        work: Work,
+        devices: TaskPlanner | None,
+    ) -> None:
+        self._policy = policy
+        self._domains = domains
+        self._selection = selection
+        self._work = work
+        self._devices = devices
+        self._events: list[Event] = []
+        self._in_flight: dict[int, tuple[Task, int, int]] = {}  # task -> (task, domain, position)
+        self._steps_given: dict[int, int] = {}
+        self._wake_s = math.inf
+        self._next_task = 0
+        self._n_fruitless = 0
+        self.now_s = 0.0
+        self.version = 0
+        self.n_consumed = 0
+
+    @property
+    def consumes_on_arrival(self) -> bool:
+        """Whether an arrival's step consumes just that update."""
+        return self._policy.consumes_on_arrival
+
+    @property
+    def n_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def n_dispatched(self) -> int:
+        return self._next_task
+
+    def peek(self) -> Event | None:
+        """The next event of the queue that still means something, or None."""
+        events = self._events
+        while events:
+            event = events[0]
+            if event.kind > EventKind.LOSS or event.number in self._in_flight:
+                return event
+            heapq.heappop(events)  # of a task that was aborted
+        return None
+
+    def instant_over(self) -> bool:
+        """True when no further event of the current instant is in the queue: now is the time to dispatch."""
+        event = self.peek()
+        return event is None or event.time_s > self.now_s
+
+    def step(self, event: Event) -> Step:
+        """What an event leads to. An event that came from `peek` leaves the queue."""
+        if self._events and self._events[0] is event:
+            heapq.heappop(self._events)
+        assert event.time_s >= self.now_s, "virtual time went back"
+        self.now_s = event.time_s
+        step = self._react(event)
+        for task, _ in step.ended:
+            if task.task in self._in_flight:
+                self._leave(task.task)
+        self._count(step)
+        return step
+
+    def is_in_flight(self, number: int) -> bool:
+        """Whether a task was dispatched and has not ended."""
+        return number in self._in_flight
+
+    def dispatch(self, now_s: float) -> list[Task]:
+        """The tasks that start now, all from the current version, numbered in order."""
+        self.now_s = now_s
+        tasks: list[Task] = []
+        for opening in self._policy.openings(len(self._in_flight)):
+            tasks += self._fill(opening, now_s)
+        return tasks
+
+    def _react(self, event: Event) -> Step:
+        kind = event.kind
+        if kind == EventKind.ARRIVAL:
+            return self._policy.arrived(self._leave(event.number))
+        if kind == EventKind.LOSS:
+            return self._policy.lost(self._leave(event.number))
+        if kind == EventKind.TIMER:
+            step, timer = self._policy.timer(event.number, event.time_s)
+            self._set(timer)
+            return step
+        self._wake_s = math.inf
+        return Step()
+
+    def _count(self, step: Step) -> None:
+        self.n_consumed += len(step.consumed)
+        self.version += step.merge
+        self._n_fruitless = 0 if step.consumed else self._n_fruitless + len(step.ended)
+        if self._n_fruitless > 10_000 + 100 * sum(d.size < 1000 and d.size or 1000 for d in self._domains):
+            raise StalledError(
+                f"stalled at {self.now_s:.6g} virtual seconds: the last {self._n_fruitless} tasks were all lost or "
+                "aborted; a longer deadline, faster devices or fewer losses would let updates arrive"
+            )
+
+    def _leave(self, number: int) -> Task:
+        task, domain, position = self._in_flight.pop(number)
+        self._domains[domain].release(position)
+        return task
+
+    def _set(self, timer: Timer | None) -> None:
+        if timer is not None:
+            heapq.heappush(self._events, Event(timer.time_s, EventKind.TIMER, timer.number))
+
+    def _fill(self, opening: Opening, now_s: float) -> list[Task]:
+        domain = self._domains[opening.domain]
+        positions: list[int] = []
+        for number in range(self._next_task, self._next_task + opening.n):
+            position = self._selection.choose(domain, number, now_s)
+            if position is None:
+                self._wait_for(domain, now_s)
+                break
+            domain.take(position)
+            positions.append(position)
+        if not positions:
+            return []
+        tasks, timer = self._policy.opened(opening.domain, self._plan(domain, positions, now_s), now_s)
+        self._set(timer)
+        for task, position in zip(tasks, positions, strict=True):
+            self._enter(task, opening.domain, position)
+        return tasks
+
+    def _wait_for(self, domain: Domain, now_s: float) -> None:
+        """Wakes the schedule when the next idle client of the domain comes back."""
+        if domain.n_idle == 0:
+            return
+        wake_s = self._selection.next_available_s(domain, now_s)
+        if wake_s <= now_s:  # rounding at a window's edge
+            wake_s = math.nextafter(now_s, math.inf)
+        if wake_s < self._wake_s:
+            self._wake_s = wake_s
+            heapq.heappush(self._events, Event(wake_s, EventKind.AVAILABILITY, 0))
+
+    def _enter(self, task: Task, domain: int, position: int) -> None:
+        self._in_flight[task.task] = (task, domain, position)
+        if self._devices is not None:
+            kind = EventKind.LOSS if task.lost else EventKind.ARRIVAL
+            heapq.heappush(self._events, Event(task.arrival_s, kind, task.task))
+
+    def _plan(self, domain: Domain, positions: list[int], now_s: float) -> list[Task]:
+        """The tasks for the chosen positions, with everything fixed at dispatch."""
+        clients = domain.clients(np.array(positions, dtype=np.int64))
+        sizes = self._work.n_samples(clients).tolist()
+        steps = [self._work.n_steps(size) for size in sizes]
+        first = self._next_task
+        self._next_task += len(positions)
+        learning_rate = self._work.learning_rate(self.version)
+        plans = self._plans(clients, first, steps, sizes, now_s)
+        return [
+            self._task(first + i, client, sizes[i], steps[i], learning_rate, now_s, plans[i])
+            for i, client in enumerate(clients.tolist())
+        ]
+
+    def _plans(self, clients: Int64, first: int, steps: list[int], sizes: list[int], now_s: float) -> Sequence[Any]:
+        if self._devices is None:
+            return [None] * len(steps)
+        processed = [self._work.n_processed(size) for size in sizes]
+        if len(steps) == 1:
+            return [self._devices.plan(int(clients[0]), first, steps[0], processed[0], now_s)]
+        tasks = np.arange(first, first + len(steps), dtype=np.int64)
+        return self._devices.plan_many(clients, tasks, np.array(steps), np.array(processed), now_s)
+
+    def _task(
+        self, number: int, client: int, size: int, steps: int, learning_rate: float, now_s: float, plan: Any
+    ) -> Task:
+        first_step = 0
+        if self._work.counts_steps:
+            first_step = self._steps_given.get(client, 0)
+            self._steps_given[client] = first_step + steps
+        head = (number, client, self.version, size, steps, first_step, learning_rate, now_s)
+        if plan is None:
+            return Task(*head, _NAN, _NAN, _NAN, _NAN, _NAN, False, True)
+        times = (plan.download_s, plan.compute_s, plan.upload_s, plan.arrival_s, plan.arrival_s)
+        return Task(*head, *times, plan.lost, not plan.lost)

@@ -51,5 +51,5 @@ class InlineTransport:
     def counters(self, worker: int) -> Counters:
         return self._worker.counters
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         self._jobs.clear()

@@ -8,6 +8,7 @@ Buffers belong to MPI until their request completes, so every request is kept to
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from fedsim.comm.transport import (
     WorkerCore,
     empty_rows,
 )
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, StalledError
 from fedsim.types import Float32
 
 _PIECE = 2**28  # elements a message at the most: 1 GiB, far below the 2**31 that counts can hold
@@ -122,15 +123,16 @@ class MpiTransport:
     def counters(self, worker: int) -> Counters:
         return self._counters[worker]
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         for worker in range(self.n_workers):
             self.send(worker, Command(stop=True), ())
-        backoff = Backoff()
-        while any(request is not None for request in self._receives) or self._pending:
+        backoff, start_s = Backoff(), time.monotonic()
+        while any(request is not None for request in self._receives) or self._pending or not self._outbox.advance():
             if not self.poll():
                 backoff.sleep()
-        while not self._outbox.advance():
-            backoff.sleep()
+            if timeout_s is not None and time.monotonic() - start_s > timeout_s:
+                left = [str(w + 1) for w, request in enumerate(self._receives) if request is not None]
+                raise StalledError(f"stalled: ranks {', '.join(left)} did not stop within {timeout_s:.0f} s")
 
     def _post_header(self, worker: int) -> MPI.Request:
         return self._channels.replies.Irecv(self._headers[worker], source=worker + 1)

@@ -109,8 +109,12 @@ class Transport(Protocol):
     def counters(self, worker: int) -> Counters:
         """The worker's counters as of its last message."""
 
-    def close(self) -> None:
-        """Stops the workers and returns when they have stopped; what they still send is thrown away."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stops the workers and returns when they have stopped; what they still send is thrown away.
+
+        Raises:
+            StalledError: a worker did not stop within `timeout_s` (None: wait for ever).
+        """
 
 
 class WorkerCore(Protocol):

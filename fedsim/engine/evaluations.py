@@ -33,7 +33,7 @@ def mean_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
 
 
 class Evaluations:
-    """The evaluations of a run."""
+    """The evaluations of a run; without test data there are none."""
 
     def __init__(
         self,
@@ -42,7 +42,9 @@ class Evaluations:
         supply: Supply,
         recorder: Recorder,
         clock: Callable[[], float],
+        has_tests: bool,
     ) -> None:
+        self._has_tests = has_tests
         self._config = config
         self._target = target
         self._supply = supply
@@ -57,7 +59,7 @@ class Evaluations:
     def published(self, version: int, virtual_s: float) -> None:
         """Called with every new version: evaluates it if it is one of those to be evaluated."""
         every = self._config.every_versions
-        if every is not None and version % every == 0:
+        if self._has_tests and every is not None and version % every == 0:
             self._issue(version, virtual_s)
         self.collect()
 
@@ -73,7 +75,7 @@ class Evaluations:
 
     def finish(self, version: int, virtual_s: float) -> None:
         """Evaluates the last version if that was not done, and waits for everything outstanding."""
-        if version != self._last_issued:
+        if self._has_tests and version != self._last_issued:
             self._issue(version, virtual_s)
         while self._virtual_s:
             self._wait()

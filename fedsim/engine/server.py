@@ -27,6 +27,7 @@ class EventSource(Protocol):
 
     now_s: float
     version: int
+    ends: bool  # without events left the run is over, not stalled
 
     @property
     def consumes_on_arrival(self) -> bool: ...
@@ -155,6 +156,8 @@ class Server:
         self._supply.submit(schedule.dispatch(schedule.now_s))
         while not self._finished:
             event = schedule.peek()
+            if event is None and schedule.ends:
+                return
             if event is None:
                 raise StalledError(self._stalled_text())
             if self._stop.virtual_s is not None and event.time_s > self._stop.virtual_s:
@@ -242,10 +245,10 @@ class Server:
         version = self._schedule.version
         vector_P.flags.writeable = False
         self._versions.add(version, vector_P)
+        self.pulse.version = version
         if version > 0:
             self._supply.release_version(version - 1)
-        self.pulse.version = version
-        self._recorder.append("versions", self._merged.row(version, self.pulse.virtual_s, self._clock()))
+            self._recorder.append("versions", self._merged.row(version, self.pulse.virtual_s, self._clock()))
         self._merged = _Merged()
         self._evaluations.published(version, self.pulse.virtual_s)
 

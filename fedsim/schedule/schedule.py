@@ -54,6 +54,8 @@ class Work:
 class Schedule:
     """The state of the federation's schedule. `devices` is None on the wall clock."""
 
+    ends = False
+
     def __init__(
         self,
         policy: Policy,

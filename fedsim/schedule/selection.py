@@ -185,3 +185,21 @@ class Selection:
             return None
         index = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
         return int(positions[min(index, positions.size - 1)])
+
+
+class AlwaysThere:
+    """The availability of clients that are never absent: those of the wall clock."""
+
+    always_available = True
+
+    def is_available(self, client: int, time_s: float) -> bool:
+        return True
+
+    def available(self, clients: Int64, time_s: float) -> NDArray[np.bool_]:
+        return np.ones(clients.shape, dtype=bool)
+
+    def remaining_s(self, clients: Int64, time_s: float) -> Float64:
+        return np.full(clients.shape, np.inf)
+
+    def next_available_s(self, clients: Int64, time_s: float) -> Float64:
+        return np.full(clients.shape, time_s)

@@ -1,0 +1,273 @@
+"""Everything about a run that is fixed before its first task, and what `fedsim check` says of it.
+
+Every rank makes the same plan from the same configuration; rank zero's is the one that counts, and
+`fedsim.engine.agreement` compares them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim import aggregation, models, population
+from fedsim.config import (
+    BufferedSchedule,
+    KAsyncSchedule,
+    RunConfig,
+    SyncSchedule,
+    TiersSchedule,
+)
+from fedsim.configfile import sha256
+from fedsim.engine.supply import Bounds
+from fedsim.errors import ConfigError
+from fedsim.layout import Layout
+from fedsim.population.devices import Devices
+from fedsim.schedule.policies import build_policy
+from fedsim.schedule.schedule import Schedule, Work
+from fedsim.schedule.selection import AlwaysThere, Domain, Selection
+from fedsim.schedule.tiers import tiers
+from fedsim.training import plan as training_plan
+from fedsim.types import Float32, Int64
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedsim.aggregation import Rule
+
+_N_GROUPS = 2  # at a worker: one training, one waiting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made of. `members` are the clients with data (None: all); `concurrency` is what they allow."""
+
+    config: RunConfig
+    base_dir: Path
+    population: population.Population
+    module: torch.nn.Module
+    layout: Layout
+    initial_P: Float32
+    rule: Rule
+    devices: Devices | None
+    members: Int64 | None
+    concurrency: int
+    training_path: str
+    group_size: int
+    path_reason: str
+    bounds: Bounds
+    has_tests: bool
+
+    @property
+    def n_eligible(self) -> int:
+        """Clients that can be selected."""
+        return self.population.n_clients if self.members is None else int(self.members.size)
+
+    def work(self) -> Work:
+        """What a task asks of a client, for the schedule."""
+        training = self.config.training
+        return Work(
+            n_samples=self.population.n_samples,
+            n_steps=lambda n: training_plan.plan_steps(training, n),
+            n_processed=lambda n: training_plan.samples_processed(training, n),
+            learning_rate=lambda version: training_plan.learning_rate(training, version),
+            counts_steps=training.order == "continued",
+        )
+
+    def schedule(self) -> Schedule:
+        """The schedule at time zero."""
+        sizes = self._all_sizes() if self.config.schedule.selection == "size" else None
+        there = AlwaysThere() if self.devices is None else self.devices
+        selection = Selection(self.config.schedule.selection, self.config.seed, there, sizes)
+        return Schedule(build_policy(self.config.schedule), self._domains(), selection, self.work(), self.devices)
+
+    def balanced_sizes(self) -> Int64 | None:
+        """Samples a client (C,), where the placement needs them."""
+        return self._all_sizes() if self.config.placement == "balanced" else None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What `fedsim check` prints: label and value."""
+        config, n = self.config, self.layout.n_parameters
+        expected = "no simulated time on the wall clock"
+        if self.devices is not None:
+            expected = f"{self._mean_task_s():.4g} virtual s, of a client of mean size"
+        return [
+            ("configuration", f"{config.name}, seed {config.seed}, {config.clock} clock, sha256 {sha256(config)[:16]}"),
+            ("data", f"{config.data.dataset}: {self.population.n_clients:,} clients, {self.n_eligible:,} with data"),
+            ("samples", f"{self._n_samples_text()}; shape {self.population.sample_shape}"),
+            ("model", f"{config.model.kind}: {n:,} parameters, {4 * n:,} bytes a version or update"),
+            ("schedule", f"{config.schedule.policy}: {self.concurrency:,} tasks in flight at most"),
+            ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}"),
+            ("training", f"path {self.training_path}, groups of {self.group_size}: {self.path_reason}"),
+            ("a task lasts", expected),
+            ("evaluations", self._evaluations_text()),
+            ("room", self._room_text()),
+            ("stops at", ", ".join(_stops(config))),
+        ]
+
+    def _domains(self) -> list[Domain]:
+        n = self.population.n_clients
+        if not isinstance(self.config.schedule, TiersSchedule):
+            return [Domain(n, self.members)]
+        assert self.devices is not None
+        clients = np.arange(n) if self.members is None else self.members
+        sizes, work = self.population.n_samples(clients), self.work()
+        kinds, where = np.unique(sizes, return_inverse=True)
+        n_steps = np.array([work.n_steps(size) for size in kinds.tolist()])[where]
+        n_processed = np.array([work.n_processed(size) for size in kinds.tolist()])[where]
+        parts = tiers(self.devices.expected_s(clients, n_steps, n_processed), self.config.schedule.tiers)
+        return [Domain(n, clients[part]) for part in parts]
+
+    def _all_sizes(self) -> Int64:
+        return self.population.n_samples(np.arange(self.population.n_clients, dtype=np.int64))
+
+    def _mean_task_s(self) -> float:
+        assert self.devices is not None
+        size, work = max(1, round(self._mean_size())), self.work()
+        return float(self.devices.mean_task_s(work.n_steps(size), work.n_processed(size)))
+
+    def _mean_size(self) -> float:
+        clients = np.arange(self.population.n_clients) if self.members is None else self.members
+        return float(self.population.n_samples(_thinned(clients)).mean())
+
+    def _n_samples_text(self) -> str:
+        clients = np.arange(self.population.n_clients) if self.members is None else self.members
+        sizes = self.population.n_samples(_thinned(clients))
+        about = "" if sizes.size == clients.size else f" among {sizes.size:,} looked at"
+        return f"{int(sizes.min()):,} to {int(sizes.max()):,} a client, {sizes.mean():,.1f} on average{about}"
+
+    def _evaluations_text(self) -> str:
+        every = self.config.evaluation.every_versions
+        if not self.has_tests:
+            return "none: there is no test data"
+        n_clients, central = len(self.population.test_clients()), self.population.central_test()
+        each = "each of" if self.config.evaluation.clients else "all of"
+        places = [] if central is None else [f"{len(central.y):,} central test samples"]
+        if n_clients and (self.config.evaluation.clients or central is None):
+            places.append(f"{each} {n_clients:,} clients' test sets")
+        where = " and ".join(places)
+        return ("only the last version" if every is None else f"every {every} versions") + f", on {where}"
+
+    def _room_text(self) -> str:
+        rows, n_bytes = self.bounds, 4 * self.layout.n_parameters
+        return (
+            f"rank zero {rows.server_rows * n_bytes:,} bytes for {rows.server_rows:,} updates; a worker "
+            f"{rows.worker_rows * n_bytes:,} bytes for {rows.worker_rows:,} results and as much as "
+            f"{rows.worker_versions * n_bytes:,} bytes for versions"
+        )
+
+
+def plan(config: RunConfig, base_dir: Path) -> Plan:
+    """The plan of a run; relative paths of the configuration are looked up from `base_dir`.
+
+    Raises:
+        ConfigError: the combination cannot run.
+        DataError: the data cannot be used.
+    """
+    people = population.build(config, base_dir)
+    members = _members(config, people)
+    n_eligible = people.n_clients if members is None else int(members.size)
+    _check_schedule(config, n_eligible)
+    module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed)
+    layout = Layout.of(module)
+    rule = aggregation.build(config.aggregation)
+    n_bytes = 4 * layout.n_parameters
+    devices = None
+    if config.clock == "virtual":
+        devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_bytes, n_bytes)
+        _check_time(config, devices)
+    path, group_size, reason = training_plan.choose_path(config.training)
+    return Plan(
+        config=config,
+        base_dir=base_dir,
+        population=people,
+        module=module,
+        layout=layout,
+        initial_P=layout.flatten(module),
+        rule=rule,
+        devices=devices,
+        members=members,
+        concurrency=min(config.schedule.concurrency, n_eligible),
+        training_path=path,
+        group_size=group_size,
+        path_reason=reason,
+        bounds=_bounds(config, n_bytes, group_size),
+        has_tests=_has_tests(config, people),
+    )
+
+
+def _bounds(config: RunConfig, row_bytes: int, group_size: int) -> Bounds:
+    """The memory bounds in rows, each raised to the least that works.
+
+    An update lives in the buffer of its group's message until the last of the group is consumed, so rank zero
+    counts a whole group for each.
+    """
+    memory = config.memory
+    return Bounds(
+        group_size=group_size,
+        n_groups=_N_GROUPS,
+        server_rows=max(1, memory.server_updates_bytes // (row_bytes * group_size)),
+        worker_rows=max(group_size, memory.worker_updates_bytes // row_bytes),
+        worker_versions=max(group_size, memory.worker_versions_bytes // row_bytes),
+        reserve=1 if config.clock == "virtual" else 0,
+    )
+
+
+def _members(config: RunConfig, people: population.Population) -> Int64 | None:
+    """The clients with data, where a partition can leave some without."""
+    if config.partition.kind == "natural":
+        return None
+    sizes = people.n_samples(np.arange(people.n_clients, dtype=np.int64))
+    members = np.flatnonzero(sizes > 0).astype(np.int64)
+    if members.size == 0:
+        raise ConfigError(f"partition {config.partition.kind}: no client has any data")
+    return None if members.size == people.n_clients else members
+
+
+def _check_schedule(config: RunConfig, n: int) -> None:
+    """Refuses policies that could never make a version with `n` clients."""
+    schedule = config.schedule
+    if isinstance(schedule, SyncSchedule) and schedule.cohort > n:
+        raise ConfigError(f"schedule.cohort is {schedule.cohort}, above the {n} clients with data: no round could end")
+    if isinstance(schedule, KAsyncSchedule) and schedule.k > n:
+        raise ConfigError(f"schedule.k is {schedule.k}, above the {n} clients with data: no version could be made")
+    if isinstance(schedule, TiersSchedule) and schedule.tiers * schedule.cohort > n:
+        raise ConfigError(
+            f"schedule.tiers x schedule.cohort is {schedule.tiers} x {schedule.cohort}, above the {n} clients with data"
+        )
+    if isinstance(schedule, BufferedSchedule) and config.stop.updates is not None:
+        if config.stop.updates < schedule.buffer and config.stop.versions is None:
+            raise ConfigError(
+                f"schedule.buffer is {schedule.buffer}, above stop.updates ({config.stop.updates}): no version would be made"
+            )
+
+
+def _check_time(config: RunConfig, devices: Devices) -> None:
+    """A virtual clock that stands still never reaches a virtual time."""
+    stop = config.stop
+    only_virtual = stop.virtual_s is not None and stop.versions is None and stop.updates is None
+    if only_virtual and devices.mean_task_s(1, 1) == 0.0 and config.schedule.policy != "window":
+        raise ConfigError("stop.virtual_s is never reached: a task takes no virtual time (devices.compute, latency, bytes_per_s)")
+
+
+def _has_tests(config: RunConfig, people: population.Population) -> bool:
+    """Whether there is test data to evaluate on."""
+    has_tests = len(people.test_clients()) > 0 or people.central_test() is not None
+    if config.stop.target is not None and not has_tests:
+        raise ConfigError("stop.target reads evaluations, but there is no test data to evaluate on")
+    return has_tests
+
+
+def _thinned(clients: Int64, most: int = 100_000) -> Int64:
+    """At most about `most` of the clients, evenly spread."""
+    return clients[:: max(1, math.ceil(clients.size / most))].astype(np.int64)
+
+
+def _stops(config: RunConfig) -> list[str]:
+    stop: dict[str, Any] = config.stop.model_dump(exclude_none=True)
+    target = stop.pop("target", None)
+    texts = [f"{value:,} {name.replace('_s', ' seconds')}" for name, value in stop.items()]
+    return texts + ([f"{target['metric']} {target['value']}"] if target else [])

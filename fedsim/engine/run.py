@@ -1,0 +1,399 @@
+"""A run from its configuration to its record: what rank zero does, and what a worker does.
+
+Without MPI one process is both; the loop is the same.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim import aggregation, configfile, yamltree
+from fedsim.comm import faults
+from fedsim.config import RunConfig, StopConfig
+from fedsim.engine.agreement import Statement, agree
+from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.launching import World
+from fedsim.engine.plan import Plan, plan
+from fedsim.engine.replay import History, ReplaySchedule
+from fedsim.engine.server import EventSource, Pulse, Server, Watcher
+from fedsim.engine.supply import Supply
+from fedsim.engine.versions import VersionStore
+from fedsim.engine.vitals import Vitals
+from fedsim.engine.worker import Worker
+from fedsim.errors import ConfigError, FedsimError, RecordError, StalledError
+from fedsim.schedule.clock import WallClock
+from fedsim.schedule.placement import placement
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedsim.comm.transport import Transport
+    from fedsim.record.reader import Run
+    from fedsim.record.writer import RecordWriter
+
+CONFIG_NAME = "config.yaml"
+_CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: its status, where its record lies, and the error that ended it, if one did."""
+
+    status: str
+    folder: Path
+    error: FedsimError | None = None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who runs it: the ranks, the words of the command line, who watches, and who may ask for an end."""
+
+    world: World
+    command_line: Sequence[str] = ()
+    watchers: Sequence[Watcher] = ()
+    stop_requested: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class _Here:
+    """This rank: its device, and what all ranks said of themselves."""
+
+    device: torch.device
+    statements: Sequence[Statement]
+
+
+def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Caller) -> Ending | None:
+    """How the run of a configuration file ended; None on a worker, whose part is over then.
+
+    Raises:
+        FedsimError: the run could not start; the same on every rank.
+    """
+
+    def make() -> Plan:
+        return plan(configfile.load(path, overrides), path.resolve().parent)
+
+    made, here = _prepare(make, caller.world)
+    folder = Path("runs") / made.config.name if out is None else out
+    return _on_all_ranks(made, here, folder, caller, history=None)
+
+
+def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
+    """How the training of a recorded history ended; its record lies in `out`, by default the run's folder + `-replay`."""
+    from fedsim.record.reader import open_run
+
+    source = open_run(run)
+    base_dir = Path(str(source.attributes.get("config_folder", ".")))
+    history = History.of(source)
+
+    def make() -> Plan:
+        where = f"{run}: configuration in the record"
+        recorded = configfile.from_mapping(yamltree.parse(source.config_text.encode(), where).value, where)
+        endless = StopConfig(versions=2**40)
+        return plan(recorded.model_copy(update={"stop": endless}), base_dir)
+
+    made, here = _prepare(make, caller.world)
+    folder = run.with_name(run.name + "-replay") if out is None else out
+    return _on_all_ranks(made, here, folder, caller, history)
+
+
+def run(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    world: World | None = None,
+) -> Run | None:
+    """The finished run of a configuration: a `RunConfig`, a mapping, or the path of a YAML file; None on a worker.
+
+    `out` is the run's folder, by default `runs/<name>`. Relative data paths are looked up from the file's folder, or from the
+    current one. Without `world` everything happens in this process.
+
+    Raises:
+        FedsimError: the run could not start, or an error ended it.
+    """
+    from fedsim.record.reader import open_run
+
+    caller = Caller(world or World(0, 1, None), command_line=("fedsim.run",))
+    folder = None if out is None else Path(out)
+    if isinstance(config, str | Path):
+        ending = run_file(Path(config), overrides, folder, caller)
+    else:
+        if overrides:
+            raise ConfigError("overrides need a configuration file; a mapping can be changed directly")
+        fixed = config if isinstance(config, RunConfig) else configfile.from_mapping(config)
+        made, here = _prepare(lambda: plan(fixed, Path.cwd()), caller.world)
+        ending = _on_all_ranks(made, here, folder or Path("runs") / fixed.name, caller, None)
+    if ending is None:
+        return None
+    if ending.error is not None:
+        raise ending.error
+    return open_run(ending.folder)
+
+
+# --------------------------------------------------------------------------------------------- preparation
+
+
+def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
+    """This rank's plan and device, once all ranks have agreed that they can work together."""
+    from fedsim.training import device as devices
+
+    host = platform.node()
+    made, chosen = None, None
+    try:
+        made = make()
+        chosen = devices.choose(made.config.device, devices.local_rank(os.environ), os.environ)
+        devices.prepare(chosen, made.config.threads, os.environ)
+        mine = Statement(
+            world.rank,
+            host,
+            config_sha256=configfile.sha256(made.config),
+            data_sha256=made.population.data_sha256(),
+            layout=made.layout.checksum,
+            device=devices.describe(chosen),
+            environment=devices.environment_signature(made.config, chosen),
+        )
+    except FedsimError as error:
+        mine = Statement(world.rank, host, error=str(error), error_type=type(error))
+    statements = agree(mine, _gather(world), made is not None and made.config.allow_mixed)
+    assert made is not None and chosen is not None
+    return made, _Here(chosen, statements)
+
+
+def _gather(world: World) -> Callable[[Statement], list[Statement]]:
+    if world.comm is None:
+        return lambda mine: [mine]
+    comm = world.comm
+    return lambda mine: comm.allgather(mine)
+
+
+def _claim(folder: Path, config: RunConfig, world: World) -> None:
+    """Makes the run's folder, on rank zero; every rank learns whether that worked.
+
+    Raises:
+        RecordError: the folder is there already, or cannot be made.
+    """
+    problem = ""
+    if world.rank == 0:
+        try:
+            folder.mkdir(parents=True)
+            (folder / CONFIG_NAME).write_text(configfile.resolved_text(config), encoding="utf-8")
+        except FileExistsError:
+            problem = f"{folder}: exists already; give --out another folder, or another name with --set name=..."
+        except OSError as error:
+            problem = f"{folder}: cannot be made: {error.strerror}"
+    if world.comm is not None:
+        problem = world.comm.bcast(problem, root=0)
+    if problem:
+        raise RecordError(problem)
+
+
+# --------------------------------------------------------------------------------------------- the two roles
+
+
+def _on_all_ranks(made: Plan, here: _Here, folder: Path, caller: Caller, history: History | None) -> Ending | None:
+    _claim(folder, made.config, caller.world)
+    clock = WallClock()
+    if caller.world.comm is None:
+        from fedsim.comm.inline import InlineTransport
+
+        transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock))
+        return _serve(made, here, folder, caller, history, transport, clock)
+    from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+
+    channels = Channels.open(caller.world.comm)
+    if caller.world.rank == 0:
+        transport = MpiTransport(channels, made.layout.n_parameters, _metric_names())
+        return _serve(made, here, folder, caller, history, transport, clock)
+    worker = _worker(made, here, caller.world.rank - 1, caller.world.rank, clock)
+    WorkerChannel(channels, worker, made.layout.n_parameters, clock).serve()
+    return None
+
+
+def _metric_names() -> tuple[str, ...]:
+    from fedsim.training.evaluate import Evaluator
+
+    return Evaluator.metric_names
+
+
+def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], float]) -> Worker:
+    from fedsim import models, training
+    from fedsim.training.evaluate import Evaluator
+    from fedsim.training.objectives import task_loss
+    from fedsim.training.shards import ShardCache
+
+    config = made.config
+    loss = task_loss(models.n_outputs(config.model, made.population.n_classes))
+    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss)
+    trainer = training.build(
+        config,
+        made.population,
+        made.module,
+        payload=made.rule.payload,
+        device=here.device,
+        worker=rank,
+        clock=clock,
+        shards=shards,
+    )
+    return Worker(
+        index=index,
+        host=platform.node(),
+        n_parameters=made.layout.n_parameters,
+        trainer=trainer,
+        evaluator=Evaluator(config, made.population, made.module, here.device, shards),
+        clock=clock,
+        before_group=faults.before_group(os.environ.get(faults.VARIABLE, ""), rank),
+    )
+
+
+def _serve(
+    made: Plan,
+    here: _Here,
+    folder: Path,
+    caller: Caller,
+    history: History | None,
+    transport: Transport,
+    clock: Callable[[], float],
+) -> Ending:
+    """Rank zero: the record, the server, and the end of both, whatever happens."""
+    from fedsim.record.join import join
+    from fedsim.record.writer import RecordWriter
+
+    record = RecordWriter(
+        folder / "record-000.h5", _provenance(made, here, caller), _record_plan(made), made.config.record.flush_s
+    )
+    server, vitals = _server(made, folder, caller, history, transport, record, clock)
+    status, error = "failed", None
+    try:
+        with _closing(transport):
+            status = server.run(replaying=history is not None)
+    except FedsimError as ended:
+        status, error = ("stalled" if isinstance(ended, StalledError) else "failed"), ended
+        record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
+    vitals.write(clock())
+    record.close(status, _totals(made, server.pulse, clock()), server.weights())
+    join(folder)
+    return Ending(status, folder, error)
+
+
+@contextmanager
+def _closing(transport: Transport) -> Iterator[None]:
+    """Stops the workers, also when rank zero failed; a bug is left to the caller, who ends all ranks."""
+    try:
+        yield
+    except FedsimError:
+        transport.close(_CLOSE_TIMEOUT_S)
+        raise
+    transport.close(None)
+
+
+def _server(
+    made: Plan,
+    folder: Path,
+    caller: Caller,
+    history: History | None,
+    transport: Transport,
+    record: RecordWriter,
+    clock: Callable[[], float],
+) -> tuple[Server, Vitals]:
+    config = made.config
+    versions = VersionStore(made.layout.n_parameters, config.memory.server_versions_bytes, folder)
+    host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
+    bounds = made.bounds if history is None else replace(made.bounds, reserve=1)
+    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s)
+    evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
+    schedule: EventSource = made.schedule() if history is None else _replayed(made, history)
+    vitals = Vitals(transport, supply, record, config.record.flush_s)
+    server = Server(
+        config=config,
+        schedule=schedule,
+        supply=supply,
+        versions=versions,
+        rule=made.rule,
+        state=made.rule.init(made.initial_P),
+        publish=aggregation.published,
+        evaluations=evaluations,
+        recorder=record,
+        clock=clock,
+        stop_requested=caller.stop_requested,
+        watchers=(vitals, *caller.watchers),
+    )
+    return server, vitals
+
+
+def _replayed(made: Plan, history: History) -> ReplaySchedule:
+    return ReplaySchedule(history, made.work(), made.population.n_clients)
+
+
+# ------------------------------------------------------------------------------------------------ the record
+
+
+def _record_plan(made: Plan) -> Any:
+    from fedsim.record.schema import RecordPlan, scalar_column
+
+    people = made.population
+    named = tuple(people.client_name(client) for client in range(people.n_clients)) if people.n_clients <= 10_000 else ()
+    if named == tuple(str(client) for client in range(people.n_clients)):
+        named = ()
+    scalars = [scalar_column(name, f"{name}, told by rule {made.rule.name}") for name in made.rule.scalar_names]
+    metrics = [scalar_column(name, f"{name} over the test samples") for name in _metric_names()]
+    return RecordPlan(
+        layout=made.layout,
+        client_names=named,
+        rule_scalars=tuple(scalars),
+        metrics=tuple(metrics),
+    )
+
+
+def _provenance(made: Plan, here: _Here, caller: Caller) -> Any:
+    from fedsim.record import provenance
+
+    config = made.config
+    places = [
+        provenance.RankPlace(said.rank, said.host, said.device, (said.environment or {}).get("cpu_capability", ""))
+        for said in here.statements
+    ]
+    facts = provenance.RunFacts(
+        name=config.name,
+        seed=config.seed,
+        clock=config.clock,
+        policy=config.schedule.policy,
+        rule=config.aggregation.rule,
+        dataset=config.data.dataset,
+        config_text=configfile.resolved_text(config),
+        command=tuple(caller.command_line),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        data_sha256=here.statements[0].data_sha256,
+        training_path=made.training_path,
+        group_size=made.group_size,
+        threads=config.threads,
+        places=tuple(places),
+        mpi_library=_mpi_library(caller.world),
+        allow_mixed=config.allow_mixed,
+    )
+    collected = provenance.collect(facts, os.environ, made.base_dir)
+    attributes = {**collected.attributes, "config_folder": str(made.base_dir), "path_reason": made.path_reason}
+    return replace(collected, attributes=attributes)
+
+
+def _mpi_library(world: World) -> str:
+    if world.comm is None:
+        return ""
+    from mpi4py import MPI
+
+    return MPI.Get_library_version().split("\n")[0].strip("\0 ")
+
+
+def _totals(made: Plan, pulse: Pulse, wall_s: float) -> Any:
+    from fedsim.record.schema import RunTotals
+
+    return RunTotals(pulse.version, pulse.n_updates, pulse.virtual_s, wall_s)
+
+
+__all__ = ["Caller", "Ending", "replay_run", "run", "run_file"]

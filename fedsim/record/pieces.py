@@ -1,0 +1,239 @@
+"""The files that make up a run: finding them, looking at what they hold, and cutting each where the next begins.
+
+A file that was killed can have columns of unequal length: a table is as long as its shortest. An attempt that goes on
+from a checkpoint says at which rows it starts; what its predecessors wrote past them is superseded.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import RecordError
+from fedsim.record import guard
+from fedsim.record.provenance import Attribute
+from fedsim.record.schema import (
+    MAX_EXTRA_COLUMNS,
+    NO_TOTALS,
+    SCHEMA_VERSION,
+    STATUS_BYTES,
+    STATUSES,
+    TABLES,
+    RunTotals,
+    Table,
+    scalar_column,
+)
+
+JOINED = "record.h5"
+_ATTEMPT = re.compile(r"record-(\d{3,9})\.h5")
+
+
+def attempt_name(attempt: int) -> str:
+    """The file name of an attempt's record.
+
+    >>> attempt_name(2)
+    'record-002.h5'
+    """
+    return f"record-{attempt:03d}.h5"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A record file as it was when it was looked at. `rows` are those of the shortest column, by table."""
+
+    path: Path
+    live: bool
+    attributes: dict[str, Attribute]
+    status: str
+    totals: RunTotals
+    start_rows: dict[str, int]
+    tables: dict[str, Table]
+    rows: dict[str, int]
+
+    @property
+    def last_attempt(self) -> int | None:
+        """The last attempt that a joined record holds; None for the record of one attempt."""
+        number = self.attributes.get("last_attempt")
+        return number if isinstance(number, int) else None
+
+
+# ------------------------------------------------------------------------------------------------- finding
+
+
+def attempt_numbers(folder: Path) -> list[int]:
+    """The attempts whose records lie in a folder, in order. `RecordError` if it cannot be read."""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise RecordError(f"{folder}: {error.strerror or error}") from error
+    return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
+
+
+def pieces_at(path: Path, joined: bool) -> list[Piece]:
+    """The files that make up the run in a folder, in order, or that one file.
+
+    With `joined` that is the joined record alone, if there is one and it is up to date.
+    """
+    if not path.is_dir():
+        return [_single(path)]
+    numbers = attempt_numbers(path)
+    if joined and (path / JOINED).exists():
+        piece = look_at(path / JOINED, live=False)
+        if not numbers or _up_to_date(piece, numbers[-1]):
+            return [piece]
+    if not numbers:
+        raise RecordError(f"{path}: no record in this folder; expected {JOINED} or {attempt_name(0)}")
+    return [look_at(path / attempt_name(number), live=True) for number in numbers]
+
+
+def _up_to_date(joined: Piece, last_attempt: int) -> bool:
+    """Whether a joined record holds all there is: a run that still goes on, or went on after it, has more."""
+    return joined.status != "running" and joined.last_attempt is not None and joined.last_attempt >= last_attempt
+
+
+def _single(path: Path) -> Piece:
+    """One file, whatever its name. An attempt that was never closed opens only as live. Alone, it starts at row 0."""
+    if not path.exists():
+        raise RecordError(f"{path}: no such run folder or record")
+    try:
+        piece = look_at(path, live=False)
+    except RecordError as error:
+        try:
+            piece = look_at(path, live=True)
+        except RecordError:
+            raise error from None
+    return replace(piece, start_rows={})
+
+
+# ------------------------------------------------------------------------------------------------- looking
+
+
+def look_at(path: Path, live: bool) -> Piece:
+    """What a record file holds, without its rows. `RecordError` if it is no record that this version reads."""
+    with guard.opened(path, live) as file:
+        attributes = guard.attributes_of(file)
+        schema = attributes.get("schema_version")
+        if not isinstance(schema, int):
+            raise RecordError("not a record of fedsim: no schema_version")
+        if not 1 <= schema <= SCHEMA_VERSION:
+            raise RecordError(f"schema version {schema}; this fedsim reads 1 to {SCHEMA_VERSION}")
+        tables = {table.name: _table_in(file, table) for table in TABLES}
+        size = path.stat().st_size
+        rows = {name: _table_rows(file, table, size) for name, table in tables.items()}
+        return Piece(path, live, attributes, _status(file), _totals(file), _start_rows(attributes), tables, rows)
+
+
+def _table_in(file: h5py.File, table: Table) -> Table:
+    """The table with the extra columns that this file says it has."""
+    text = guard.attributes_of(guard.group_of(file, table.name)).get("columns", "[]")
+    names = guard.parsed(str(text), f"{table.name}: columns", list)
+    n_own = len(table.columns)
+    if not all(isinstance(name, str) for name in names) or list(table.names) != names[:n_own]:
+        raise RecordError(f"{table.name}: columns are not those of schema {SCHEMA_VERSION}")
+    if len(names) > n_own + MAX_EXTRA_COLUMNS:
+        raise RecordError(f"{table.name}: {len(names)} columns; allowed: {n_own + MAX_EXTRA_COLUMNS}")
+    extended = table.extended(scalar_column(name, "") for name in names[n_own:])
+    described = []
+    for column in extended.columns[n_own:]:
+        found = guard.attributes_of(guard.dataset_of(file, f"{table.name}/{column.name}"))
+        description, units = str(found.get("description", "")), str(found.get("units", "1"))
+        described.append(scalar_column(column.name, description, units))
+    return table.extended(described)
+
+
+def _table_rows(file: h5py.File, table: Table, file_bytes: int) -> int:
+    """Rows of the shortest column."""
+    lengths = []
+    for column in table.columns:
+        path = f"{table.name}/{column.name}"
+        lengths.append(guard.n_rows(guard.dataset_of(file, path), column, path, file_bytes))
+    return min(lengths)
+
+
+def _start_rows(attributes: dict[str, Attribute]) -> dict[str, int]:
+    start_rows: dict[str, int] = guard.parsed(str(attributes.get("start_rows", "{}")), "start_rows", dict)
+    for name, count in start_rows.items():
+        if type(count) is not int or count < 0:
+            raise RecordError(f"start_rows: {name:.80} is not a count")
+    return start_rows
+
+
+def _status(file: h5py.File) -> str:
+    status = bytes(guard.read_scalar(file, "run/status", f"S{STATUS_BYTES}")).decode("ascii", "replace")
+    if status not in STATUSES:
+        raise RecordError(f"run/status is {status!r}; allowed: {', '.join(STATUSES)}")
+    return status
+
+
+def _totals(file: h5py.File) -> RunTotals:
+    values = [
+        guard.read_scalar(file, f"run/summary/{name}", "<i8" if isinstance(value, int) else "<f8").item()
+        for name, value in NO_TOTALS._asdict().items()
+    ]
+    return RunTotals._make(values)
+
+
+# ------------------------------------------------------------------------------------------------- cutting
+
+
+def kept_rows(pieces: list[Piece]) -> dict[str, list[int]]:
+    """Rows kept of each file, by table."""
+    return {table.name: _kept(pieces, table) for table in TABLES}
+
+
+def _kept(pieces: list[Piece], table: Table) -> list[int]:
+    kept: list[int] = []
+    for piece in pieces:
+        total = sum(kept)
+        start = piece.start_rows.get(table.name, 0) if table.superseded else total
+        if start > total:
+            raise RecordError(
+                f"{piece.path}: begins at row {start} of table {table.name}, but the attempts before it have {total}"
+            )
+        _drop_last(kept, total - start)
+        kept.append(piece.rows[table.name])
+    return kept
+
+
+def _drop_last(kept: list[int], excess: int) -> None:
+    """Takes `excess` rows away, from the last file backwards."""
+    for index in reversed(range(len(kept))):
+        cut = min(kept[index], excess)
+        kept[index] -= cut
+        excess -= cut
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def read_rows(file: h5py.File, path: str, dtype: str, first: int, last: int) -> NDArray[Any]:
+    """Rows `first` to `last` of a column that was looked at; checked again, since the file may have changed since."""
+    dataset = guard.dataset_of(file, path)
+    if dataset.dtype != np.dtype(dtype) or dataset.ndim != 1 or dataset.shape[0] < last:
+        raise RecordError(f"{path} changed while it was read")
+    values: NDArray[Any] = dataset[first:last]
+    return values
+
+
+def wall_s(piece: Piece) -> float:
+    """Wall seconds of an attempt: as noted at its end, else the last time that any row of it has, else 0."""
+    if piece.totals.wall_s == piece.totals.wall_s:
+        return piece.totals.wall_s
+    columns = (("tasks", "wall_arrival_s"), ("versions", "wall_s"), ("evaluations", "wall_s"), ("workers", "wall_s"))
+    with guard.opened(piece.path, piece.live) as file:
+        times = [read_rows(file, f"{table}/{name}", "<f8", 0, piece.rows[table]) for table, name in columns]
+    largest = largest_number(times)
+    return largest if largest == largest else 0.0
+
+
+def largest_number(arrays: list[NDArray[Any]]) -> float:
+    """The largest value of these arrays that is a number; NaN if none is."""
+    values = np.concatenate(arrays)
+    values = values[~np.isnan(values)]
+    return float(values.max()) if values.size else float("nan")

@@ -21,6 +21,7 @@ OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**40)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
+Classes = Annotated[int, Field(ge=2, le=100_000)]
 
 
 class Section(BaseModel):
@@ -87,13 +88,17 @@ class SyntheticLeafData(Section):
 
 
 class IdxData(Section):
-    """Files of the MNIST family (IDX, plain or .gz): images and labels, of training and test set."""
+    """Files of the MNIST family (IDX, plain or .gz): images and labels, of training and test set.
+
+    `classes` is the number of classes; without it, the largest label of the training data tells.
+    """
 
     dataset: Literal["idx"]
     images: str
     labels: str
     test_images: str
     test_labels: str
+    classes: Classes | None = None
 
 
 class NpzData(Section):
@@ -101,6 +106,7 @@ class NpzData(Section):
 
     dataset: Literal["npz"]
     path: str
+    classes: Classes | None = None
 
 
 class Hdf5Data(Section):
@@ -111,6 +117,7 @@ class Hdf5Data(Section):
     test_path: str | None = None
     x: str = "pixels"
     y: str = "label"
+    classes: Classes | None = None
 
 
 class CsvData(Section):
@@ -122,6 +129,7 @@ class CsvData(Section):
     label: str
     test_fraction: OpenFraction = 0.2
     standardize: bool = True
+    classes: Classes | None = None
 
 
 DataConfig = Annotated[

@@ -78,8 +78,19 @@ class Run:
     def attempts(self) -> list[dict[str, Any]]:
         """Each life of the process set: attempt, file, status, created, ranks, hosts, wall_s, rows kept by table."""
         if self._pieces[-1].last_attempt is not None:
-            return list(self._last("attempts", lambda file: guard.read_json(file, "run/attempts", list)))
+            return list(self._last("attempts", self._noted_attempts))
         return [self._attempt(index) for index in range(len(self._pieces))]
+
+    def _noted_attempts(self, file: h5py.File) -> list[dict[str, Any]]:
+        """What a joined record says of its attempts; their rows must add up to the rows that are there."""
+        noted: list[dict[str, Any]] = guard.read_json(file, "run/attempts", list)
+        for table in TABLES:
+            counts = [attempt["rows"][table.name] for attempt in noted]
+            if any(type(count) is not int or count < 0 for count in counts) or sum(counts) != self.n_rows(table.name):
+                raise RecordError(
+                    f"run/attempts: rows of table {table.name} do not add up to {self.n_rows(table.name)}"
+                )
+        return noted
 
     def _attempt(self, index: int) -> dict[str, Any]:
         piece = self._pieces[index]

@@ -1,0 +1,239 @@
+"""Runs as tables for a terminal, and several runs against each other."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedsim.analysis.workers import worker_use
+from fedsim.record.reader import Run
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+MOST_CLIENTS = 20
+_SEED_AND_NAME = re.compile(r"(?m)^(?:seed|name):.*\n?")
+_COMPARED = ("versions", "updates", "virtual_s", "wall_s", "updates_per_s")
+
+
+# ---------------------------------------------------------------------------------------------- one run
+
+
+def summary_table(run: Run, lies: Sequence[tuple[str, str]] = ()) -> Group:
+    """What `fedsim show` prints, to be printed by rich: the run's state, then its metrics by client.
+
+    `lies` are further lines (what, where), such as where the plot is.
+    """
+    from rich.console import Group
+
+    summary = run.summary()
+    parts = [_overview(run, summary, lies)]
+    if summary["metrics"]:
+        parts.append(_metrics(summary["metrics"], ["loss", *run.metric_names]))
+    return Group(*parts)
+
+
+def _overview(run: Run, summary: dict[str, Any], lies: Sequence[tuple[str, str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"Run {summary['name'] or run.path}"), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, said in [*_facts(run, summary), *lies]:
+        table.add_row(escape(what), escape(said))
+    return table
+
+
+def _facts(run: Run, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of the overview."""
+    setting = [f"{name} {summary[name]}" for name in ("policy", "rule", "dataset", "clock", "seed")]
+    outcomes = ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items())
+    facts = [
+        ("status", summary["status"] + (" (or killed)" if summary["status"] == "running" else "")),
+        ("setting", ", ".join(setting)),
+        ("versions", str(summary["versions"])),
+        ("updates", f"{summary['updates']}; tasks: {outcomes}"),
+        ("virtual time", duration(summary["virtual_s"])),
+        ("wall time", f"{duration(summary['wall_s'])}, {number(summary['updates_per_s'])} updates a second"),
+        ("staleness", _staleness(summary["staleness"])),
+        ("ranks", f"{summary['ranks']}; path {summary['training_path']}, groups of {summary['group_size']}"),
+    ]
+    if run.n_rows("workers"):
+        facts.append(("workers", _workers(run)))
+    if run.n_rows("failures"):
+        facts.append(("failures", f"{run.n_rows('failures')}; see table failures"))
+    facts += [("model", f"sha256 {summary['model_sha256'] or 'none yet'}")]
+    facts += [("history", f"sha256 {summary['history_sha256']}")]
+    return [*facts, ("record", ", ".join(str(path) for path in run.files))]
+
+
+def _staleness(staleness: dict[str, float] | None) -> str:
+    if staleness is None:
+        return "-"
+    return ", ".join(f"{name} {number(value)}" for name, value in staleness.items())
+
+
+def _workers(run: Run) -> str:
+    """How much of its time a worker trains: the least and the most among those that trained."""
+    shares = [use.share(use.busy_s) for use in worker_use(run) if use.n_tasks]
+    if not shares:
+        return "-"
+    return f"{len(shares)} trained {min(shares):.0%} to {max(shares):.0%} of their time"
+
+
+def _metrics(metrics: dict[str, Any], names: list[str]) -> Table:
+    """The last evaluation: a line a client, then the whole."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    clients = metrics.get("clients", {})
+    table = Table(title=f"Evaluation of version {metrics['version']}", title_justify="left")
+    table.add_column("test set")
+    for name in ("samples", *names):
+        table.add_column(escape(name), justify="right")
+    for client, scores in list(clients.items())[:MOST_CLIENTS]:
+        table.add_row(escape(client), str(scores["n_samples"]), *(number(scores[name]) for name in names))
+    if len(clients) > MOST_CLIENTS:
+        table.add_row(f"... {len(clients) - MOST_CLIENTS} more clients", *[""] * (1 + len(names)))
+    pooled = "n_samples" in metrics
+    table.add_section()
+    table.add_row(
+        "test set" if pooled else "mean of clients",
+        str(metrics["n_samples"]) if pooled else "",
+        *(number(metrics[name]) for name in names),
+    )
+    return table
+
+
+def number(value: float | None) -> str:
+    """A number with four significant digits, "-" for none.
+
+    >>> number(0.73126), number(12), number(None)
+    ('0.7313', '12', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit that suits it.
+
+    >>> duration(0.25), duration(75.0), duration(7384.0), duration(200000.0), duration(None)
+    ('0.25 s', '75 s', '2 h 03 min', '2 d 7 h', '-')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 600:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+# ------------------------------------------------------------------------------------------ several runs
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over the runs that have the number; the deviation of one run is NaN."""
+
+    mean: float
+    deviation: float
+    n_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs of one configuration, seed and name aside: `values` by name, each over those runs."""
+
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    statuses: tuple[str, ...]
+    setting: str
+    values: dict[str, Spread]
+
+
+def compare(runs: Iterable[Run]) -> list[Comparison]:
+    """A row for each configuration among the runs, in the order of their first: mean and spread over its seeds.
+
+    Values are versions, updates, times, and loss and metrics of the last evaluation, a client's own as
+    `<metric>/<client>`.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_SEED_AND_NAME.sub("", run.config_text), []).append(run)
+    return [_compared(group) for group in groups.values()]
+
+
+def _compared(runs: list[Run]) -> Comparison:
+    summaries = [run.summary() for run in runs]
+    numbers = [_numbers(summary) for summary in summaries]
+    names = dict.fromkeys(name for found in numbers for name in found)
+    first = summaries[0]
+    return Comparison(
+        names=tuple(str(summary["name"]) for summary in summaries),
+        seeds=tuple(summary["seed"] for summary in summaries),
+        statuses=tuple(summary["status"] for summary in summaries),
+        setting=", ".join(str(first[name]) for name in ("dataset", "policy", "rule")),
+        values={name: spread([found[name] for found in numbers if name in found]) for name in names},
+    )
+
+
+def _numbers(summary: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a run that can be averaged, without those that it lacks."""
+    metrics = dict(summary["metrics"] or {})
+    clients = metrics.pop("clients", {})
+    for name in ("version", "n_samples"):
+        metrics.pop(name, None)
+    found = {name: summary[name] for name in _COMPARED} | metrics
+    for client, scores in clients.items():
+        found |= {f"{name}/{client}": value for name, value in scores.items() if name != "n_samples"}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of at least one number.
+
+    >>> spread([1.0, 3.0])
+    Spread(mean=2.0, deviation=1.4142135623730951, n_runs=2)
+    """
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Spread(mean, math.nan, 1)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Spread(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+
+
+def comparison_table(rows: Sequence[Comparison], names: Sequence[str] | None = None) -> Table:
+    """The comparison to be printed by rich, with these values as columns: by default all but the clients' own."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = list(names) if names is not None else _default_names(rows)
+    table = Table()
+    for heading in ("runs", "setting", "seeds", "status"):
+        table.add_column(heading)
+    for name in shown:
+        table.add_column(escape(name), justify="right")
+    for row in rows:
+        seeds, statuses = " ".join(map(str, row.seeds)), " ".join(dict.fromkeys(row.statuses))
+        cells = [_cell(row.values.get(name)) for name in shown]
+        table.add_row(escape(row.names[0]), escape(row.setting), seeds, statuses, *cells)
+    return table
+
+
+def _default_names(rows: Sequence[Comparison]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.values if "/" not in name))
+
+
+def _cell(value: Spread | None) -> str:
+    if value is None:
+        return "-"
+    return number(value.mean) if math.isnan(value.deviation) else f"{number(value.mean)} ± {value.deviation:.2g}"

@@ -1,0 +1,48 @@
+"""Asynchronous mixing of local models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, fresh
+from fedsim.aggregation.weighting import is_too_stale, staleness_function
+from fedsim.config import FedAsyncRule
+from fedsim.types import Float32, Update
+
+
+class FedAsync:
+    """w <- (1 - a) w + a w_k with a = alpha s(tau), for each arrival.
+
+    Reference: Xie et al., "Asynchronous federated optimization", 2019 (arXiv:1903.03934), algorithm 1 and its
+    adaptive mixing. The proximal term of the paper's clients is `training.objective: proximal` with mu = rho.
+    Deviations: an update past `max_staleness` is left out, where the paper assumes that there is none. Several
+    arrivals before one commit are mixed one after the other, in their order, so the last has the most weight; the
+    asynchronous schedule commits after each. The product of the factors (1 - a) is kept in `weight_sum`.
+    """
+
+    name = "fedasync"
+    payload: Literal["delta", "model"] = "model"
+    scalar_names: tuple[str, ...] = ()
+
+    def __init__(self, config: FedAsyncRule) -> None:
+        self._alpha = config.alpha
+        self._max_staleness = config.max_staleness
+        self._staleness = staleness_function(config.staleness)
+        self._kernels = Kernels()
+
+    def init(self, weights_P: Float32) -> ServerState:
+        return fresh(weights_P)
+
+    def accumulate(self, state: ServerState, update: Update, staleness: int) -> tuple[ServerState, Diagnostics]:
+        if is_too_stale(staleness, self._max_staleness):
+            return state, Diagnostics(0.0)
+        weight = self._alpha * self._staleness(staleness)
+        self._kernels.add(state, update.vector_P, weight, keep=1.0 - weight)
+        state.weight_sum = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
+        state.n_accumulated += 1
+        return state, Diagnostics(weight)
+
+    def commit(self, state: ServerState) -> ServerState:
+        if state.n_accumulated:
+            self._kernels.merge(state, keep=state.weight_sum, scale=1.0)
+        return state

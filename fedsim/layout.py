@@ -1,0 +1,102 @@
+"""Where each parameter of a module lies in the flat float32 vector that crosses rooms and ranks.
+
+The vector holds the parameters in the module's own order, each in C order, without gaps. Shape: `P` parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedsim.errors import ConfigError
+from fedsim.types import Float32
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names, shapes and offsets of a module's parameters in the flat vector of `n_parameters` float32 values."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+    n_parameters: int
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> Layout:
+        """The layout of a module. Raises ConfigError for a module whose state is more than float32 parameters."""
+        _check(module)
+        names, shapes = zip(*((name, tuple(p.shape)) for name, p in module.named_parameters()), strict=True)
+        *offsets, total = accumulate((math.prod(shape) for shape in shapes), initial=0)
+        return cls(names, shapes, tuple(offsets), total)
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """The part of the vector that belongs to each parameter, by name."""
+        ends = (*self.offsets[1:], self.n_parameters)
+        return {name: slice(*ends) for name, *ends in zip(self.names, self.offsets, ends, strict=True)}
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256, hexadecimal, of names, shapes and dtype: equal on two ranks if their vectors mean the same."""
+        lines = (f"{name} float32 {shape}\n" for name, shape in zip(self.names, self.shapes, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def flatten(self, module: torch.nn.Module) -> Float32:
+        """A new vector of the module's parameters: float32 (P,)."""
+        vector_P = np.empty(self.n_parameters, dtype=np.float32)
+        for parameter, part in self._parts(module):
+            vector_P[part] = parameter.detach().cpu().numpy().reshape(-1)
+        return vector_P
+
+    def load(self, module: torch.nn.Module, vector_P: Float32) -> None:
+        """Copies a vector, float32 (P,), into the module's parameters, in place and on whatever device they are."""
+        assert vector_P.shape == (self.n_parameters,) and vector_P.dtype == np.float32
+        for parameter, part in self._parts(module):
+            values = vector_P[part].reshape(tuple(parameter.shape))
+            if parameter.device.type == "cpu":
+                np.copyto(parameter.detach().numpy(), values)
+            else:
+                _send(parameter, values)
+
+    def _parts(self, module: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, slice]]:
+        parts = self.slices
+        for name, parameter in module.named_parameters():
+            yield parameter, parts[name]
+
+
+def _send(parameter: torch.nn.Parameter, values: Float32) -> None:
+    import torch
+
+    parameter.detach().copy_(torch.from_numpy(values.copy()))  # a copy: torch warns of memory that it may not write
+
+
+def _check(module: torch.nn.Module) -> None:
+    """Refuses what the flat vector cannot carry, so that nothing of a model is left behind unnoticed."""
+    kinds = {name: type(child).__name__ for name, child in module.named_modules()}
+    for name, buffer in module.named_buffers():
+        layer, _, attribute = name.rpartition(".")
+        if buffer.is_floating_point() or buffer.is_complex():
+            raise ConfigError(
+                f"model: layer '{layer}' ({kinds[layer]}) keeps floating-point values outside its parameters "
+                f"('{attribute}'), which updates do not carry; use GroupNorm, LayerNorm or track_running_stats=False"
+            )
+    n_found = 0
+    for name, parameter in module.named_parameters():
+        layer, _, attribute = name.rpartition(".")
+        n_found += 1
+        if str(parameter.dtype) != "torch.float32":
+            raise ConfigError(
+                f"model: parameter '{attribute}' of layer '{layer}' ({kinds[layer]}) is {parameter.dtype}; "
+                "updates are float32: use module.float()"
+            )
+    if not n_found:
+        raise ConfigError(f"model: {type(module).__name__} has no parameters, so there is nothing to train")

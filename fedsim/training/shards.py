@@ -1,0 +1,67 @@
+"""The data that a worker keeps on its device: the shards used last, within a bound."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.training.objectives import TaskLoss
+from fedsim.types import Shard
+
+
+class DeviceShard(NamedTuple):
+    """A shard as training reads it: inputs float32 (N, *sample_shape) and targets (N,), on one device."""
+
+    x: Tensor
+    y: Tensor
+
+    @property
+    def n_samples(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.x.nbytes + self.y.nbytes
+
+
+class ShardCache:
+    """Shards on a device, least recently used first; those kept never hold more than `bound_bytes`."""
+
+    def __init__(self, bound_bytes: int, device: torch.device, loss: TaskLoss) -> None:
+        self._bound_bytes = bound_bytes
+        self._device = device
+        self._loss = loss
+        self._kept: OrderedDict[Hashable, DeviceShard] = OrderedDict()
+        self._n_bytes = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all shards kept."""
+        return self._n_bytes
+
+    def get(self, key: Hashable, make: Callable[[], Shard]) -> DeviceShard:
+        """The shard of `key`, made if it is not kept; one larger than the bound is served and not kept."""
+        shard = self._kept.get(key)
+        if shard is not None:
+            self._kept.move_to_end(key)
+            return shard
+        shard = self._on_device(make())
+        if shard.n_bytes <= self._bound_bytes:
+            self._keep(key, shard)
+        return shard
+
+    def _keep(self, key: Hashable, shard: DeviceShard) -> None:
+        while self._n_bytes + shard.n_bytes > self._bound_bytes:
+            self._n_bytes -= self._kept.popitem(last=False)[1].n_bytes
+        self._kept[key] = shard
+        self._n_bytes += shard.n_bytes
+
+    def _on_device(self, shard: Shard) -> DeviceShard:
+        x = np.ascontiguousarray(shard.x, dtype=np.float32)
+        x = x if x.flags.writeable else x.copy()  # torch warns of memory that it may not write
+        return DeviceShard(torch.from_numpy(x).to(self._device), self._loss.targets(shard.y).to(self._device))

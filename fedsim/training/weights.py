@@ -1,0 +1,72 @@
+"""A module's parameters in memory of their own, and the way between them and flat vectors on the host."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fedsim.layout import Layout
+from fedsim.types import Float32
+
+_BLOCK = 32768  # elements that are worked on at once: three such arrays stay in a core's own cache
+
+
+class Weights:
+    """A private copy of a module on a device, each of its parameters at the start of an allocation.
+
+    torch aligns allocations, so products see the same alignment in every process, whatever the given module's
+    parameters are views of. Shape: `P` parameters.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self.module = copy.deepcopy(module).to(device)
+        self.layout = Layout.of(self.module)
+        self.parameters = list(self.module.parameters())
+        for parameter in self.parameters:
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        self._parts = list(self.layout.slices.values())
+        self._on_cpu = device.type == "cpu"
+        self._views = [p.detach().numpy().reshape(-1) for p in self.parameters] if self._on_cpu else []
+
+    def load(self, vector_P: Float32) -> None:
+        """Copies a vector, float32 (P,), into the parameters."""
+        assert vector_P.shape == (self.layout.n_parameters,) and vector_P.dtype == np.float32
+        if not self._on_cpu:
+            return self._load_device(vector_P)
+        for view, part in zip(self._views, self._parts, strict=True):
+            view[:] = vector_P[part]
+
+    def read(self, out_P: Float32) -> None:
+        """Copies the parameters into a vector, float32 (P,)."""
+        if not self._on_cpu:
+            out_P[:] = torch.cat([p.detach().reshape(-1) for p in self.parameters]).cpu().numpy()
+            return
+        for view, part in zip(self._views, self._parts, strict=True):
+            out_P[part] = view
+
+    def _load_device(self, vector_P: Float32) -> None:
+        flat = torch.from_numpy(vector_P.copy()).to(self.parameters[0].device)  # one transfer for all
+        with torch.no_grad():
+            for parameter, part in zip(self.parameters, self._parts, strict=True):
+                parameter.copy_(flat[part].view_as(parameter))
+
+
+def finish_update(out_P: Float32, base_P: Float32, payload: Literal["delta", "model"]) -> float:
+    """The Euclidean norm, summed in float64, of what training changed; makes `out_P` what the server asked for.
+
+    `out_P`, float32 (P,), holds the trained weights; for payload `delta` they are replaced by their difference from
+    `base_P`. In blocks, so that the difference is still in cache when it is squared.
+    """
+    squares = 0.0
+    difference, squared = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float64)
+    for start in range(0, out_P.size, _BLOCK):
+        block = out_P[start : start + _BLOCK]
+        d = block if payload == "delta" else difference[: block.size]
+        np.subtract(block, base_P[start : start + _BLOCK], out=d)
+        np.copyto(squared[: block.size], d)
+        squares += float(np.square(squared[: block.size], out=squared[: block.size]).sum())
+    return math.sqrt(squares)

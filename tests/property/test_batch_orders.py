@@ -1,0 +1,56 @@
+"""Laws of the batches: every pass is a permutation, and cutting a client's life into tasks changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedsim.training.batches import passes
+from fedsim.training.plan import batches_per_pass
+
+Make = Callable[..., Any]
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@SETTINGS
+@given(
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    order=st.sampled_from(["task", "continued", "sequential"]),
+    n_steps=st.integers(1, 60),
+    first_step=st.integers(0, 10**6),
+)
+def test_passes(
+    make_config: Make, make_task: Make, n: int, batch_size: int, order: str, n_steps: int, first_step: int
+) -> None:
+    config = make_config(training={"batch_size": batch_size, "steps": n_steps, "order": order})
+    found = list(passes(config.training, 1, make_task(config, 0, n, first_step=first_step), n))
+    per_pass = batches_per_pass(config.training, n)
+    assert sum(stop - start for _, start, stop in found) == n_steps
+    assert all(np.array_equal(np.sort(order_N), np.arange(n)) for order_N, _, _ in found)
+    assert all(0 <= start < stop <= per_pass for _, start, stop in found)
+    assert all(stop == per_pass for _, _, stop in found[:-1]) and all(start == 0 for _, start, _ in found[1:])
+    assert found[0].start == (first_step % per_pass if order == "continued" else 0)
+
+
+@SETTINGS
+@given(n=st.integers(1, 20), lengths=st.lists(st.integers(1, 15), min_size=1, max_size=6))
+def test_continued_does_not_depend_on_the_cut(make_config: Make, make_task: Make, n: int, lengths: list[int]) -> None:
+    config = make_config(training={"steps": 1, "order": "continued", "batch_size": 3})
+
+    def rows(n_steps: int, first_step: int, number: int) -> list[list[int]]:
+        task = make_task(config, 4, n, task=number, n_steps=n_steps, first_step=first_step)
+        return [
+            order_N[3 * batch : 3 * batch + 3].tolist()
+            for order_N, start, stop in passes(config.training, 1, task, n)
+            for batch in range(start, stop)
+        ]
+
+    cut: list[list[int]] = []
+    for number, n_steps in enumerate(lengths):
+        cut += rows(n_steps, len(cut), number)
+    assert cut == rows(sum(lengths), 0, 99)

@@ -1,0 +1,62 @@
+"""The bounded cache of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy
+from fedsim.training.shards import ShardCache
+from fedsim.types import Shard
+
+CPU = torch.device("cpu")
+BYTES = 4 * 3 * 4 + 4 * 8  # four samples of three float32 values, and their int64 labels
+
+
+def _get(cache: ShardCache, client: int, made: list[int]) -> torch.Tensor:
+    def make() -> Shard:
+        made.append(client)
+        return Shard(np.full((4, 3), client, np.float32), np.arange(4))
+
+    return cache.get(client, make).x
+
+
+def test_evicts_the_shard_used_longest_ago() -> None:
+    cache, made = ShardCache(2 * BYTES, CPU, CrossEntropy()), list[int]()
+    for client in (0, 1, 0, 2, 0, 1):
+        assert (_get(cache, client, made) == client).all()
+        assert cache.n_bytes <= 2 * BYTES
+    assert made == [0, 1, 2, 1]
+    assert cache.n_bytes == 2 * BYTES
+
+
+def test_serves_a_shard_above_the_bound_and_keeps_the_others() -> None:
+    cache, made = ShardCache(BYTES, CPU, CrossEntropy()), list[int]()
+    _get(cache, 1, made)
+    big = cache.get("big", lambda: Shard(np.ones((100, 3), np.float32), np.zeros(100, np.int64)))
+    assert big.n_samples == 100 and cache.n_bytes == BYTES
+    _get(cache, 1, made)
+    assert made == [1]
+
+
+def test_with_no_room_everything_is_made_anew() -> None:
+    cache, made = ShardCache(0, CPU, CrossEntropy()), list[int]()
+    for _ in range(2):
+        assert _get(cache, 1, made).shape == (4, 3)
+    assert made == [1, 1] and cache.n_bytes == 0
+
+
+def test_targets_take_the_losss_form(make_shard: Callable[..., Shard]) -> None:
+    shard = make_shard(5, (3,), 2)
+    assert ShardCache(10**6, CPU, BinaryCrossEntropy()).get(0, lambda: shard).y.dtype == torch.float32
+    assert ShardCache(10**6, CPU, CrossEntropy()).get(0, lambda: shard).y.dtype == torch.int64
+
+
+def test_takes_read_only_and_strided_arrays() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2]
+    y = np.arange(4)
+    x.flags.writeable = y.flags.writeable = False
+    kept = ShardCache(10**6, CPU, CrossEntropy()).get(0, lambda: Shard(x, y))
+    assert np.array_equal(kept.x.numpy(), x) and np.array_equal(kept.y.numpy(), y)

@@ -200,16 +200,16 @@ class Server:
     def _handle(self, event: Event) -> None:
         """Consumes what the event brings, records what ended, makes a version if it is time; checks the exact stops."""
         step = self._schedule.step(event)
-        self.pulse.virtual_s = event.time_s
+        self.pulse.virtual_s = now_s = self._schedule.now_s
         room = None if self._stop.updates is None else self._stop.updates - self.pulse.n_updates
         for task in step.consumed[:room]:
-            self._consume(task, event.time_s, self._schedule.version - step.merge)
+            self._consume(task, now_s, self._schedule.version - step.merge)
         for task, outcome in step.ended:
             self._end(task, outcome)
         if room is not None and len(step.consumed) > room:  # a tier's round, cut short by the stop
             self._schedule.version -= step.merge
         elif step.merge:
-            self._merge(event.time_s)
+            self._merge()
         if room is not None and len(step.consumed) >= room:
             self._finished = True
 
@@ -231,7 +231,7 @@ class Server:
             self._supply.cancel(task.task)
         self._recorder.append("tasks", _ended_row(task, outcome, len(self._rule.scalar_names)))
 
-    def _merge(self, time_s: float) -> None:
+    def _merge(self) -> None:
         self._state = self._rule.commit(self._state)
         self._put_out(self._publish(self._state))
         version = self._schedule.version

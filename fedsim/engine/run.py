@@ -81,26 +81,27 @@ def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Cal
 
     made, here = _prepare(make, caller.world)
     folder = Path("runs") / made.config.name if out is None else out
-    return _on_all_ranks(made, here, folder, caller, history=None)
+    return _on_all_ranks(made, here, folder, caller, None)
 
 
 def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
     """How the training of a recorded history ended; its record lies in `out`, by default the run's folder + `-replay`."""
     from fedsim.record.reader import open_run
 
-    source = open_run(run)
-    base_dir = Path(str(source.attributes.get("config_folder", ".")))
-    history = History.of(source)
+    recorded: list[ReplaySchedule] = []
 
     def make() -> Plan:
+        source = open_run(run)
         where = f"{run}: configuration in the record"
-        recorded = configfile.from_mapping(yamltree.parse(source.config_text.encode(), where).value, where)
-        endless = StopConfig(versions=2**40)
-        return plan(recorded.model_copy(update={"stop": endless}), base_dir)
+        config = configfile.from_mapping(yamltree.parse(source.config_text.encode(), where).value, where)
+        base_dir = Path(str(source.attributes.get("config_folder", ".")))
+        made = plan(config.model_copy(update={"stop": StopConfig(versions=2**40)}), base_dir)
+        recorded.append(ReplaySchedule(History.of(source), made.work(), made.population.n_clients))
+        return made
 
     made, here = _prepare(make, caller.world)
     folder = run.with_name(run.name + "-replay") if out is None else out
-    return _on_all_ranks(made, here, folder, caller, history)
+    return _on_all_ranks(made, here, folder, caller, recorded[0])
 
 
 def run(
@@ -148,7 +149,8 @@ def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
     made, chosen = None, None
     try:
         made = make()
-        chosen = devices.choose(made.config.device, devices.local_rank(os.environ), os.environ)
+        wish = "cpu" if world.size > 1 and world.rank == 0 else made.config.device  # the server holds no GPU
+        chosen = devices.choose(wish, devices.local_rank(os.environ), os.environ)
         devices.prepare(chosen, made.config.threads, os.environ)
         mine = Statement(
             world.rank,
@@ -197,20 +199,20 @@ def _claim(folder: Path, config: RunConfig, world: World) -> None:
 # --------------------------------------------------------------------------------------------- the two roles
 
 
-def _on_all_ranks(made: Plan, here: _Here, folder: Path, caller: Caller, history: History | None) -> Ending | None:
+def _on_all_ranks(made: Plan, here: _Here, folder: Path, caller: Caller, recorded: ReplaySchedule | None) -> Ending | None:
     _claim(folder, made.config, caller.world)
     clock = WallClock()
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
         transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock))
-        return _serve(made, here, folder, caller, history, transport, clock)
+        return _serve(made, here, folder, caller, recorded, transport, clock)
     from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
 
     channels = Channels.open(caller.world.comm)
     if caller.world.rank == 0:
         transport = MpiTransport(channels, made.layout.n_parameters, _metric_names())
-        return _serve(made, here, folder, caller, history, transport, clock)
+        return _serve(made, here, folder, caller, recorded, transport, clock)
     worker = _worker(made, here, caller.world.rank - 1, caller.world.rank, clock)
     WorkerChannel(channels, worker, made.layout.n_parameters, clock).serve()
     return None
@@ -257,7 +259,7 @@ def _serve(
     here: _Here,
     folder: Path,
     caller: Caller,
-    history: History | None,
+    recorded: ReplaySchedule | None,
     transport: Transport,
     clock: Callable[[], float],
 ) -> Ending:
@@ -268,11 +270,11 @@ def _serve(
     record = RecordWriter(
         folder / "record-000.h5", _provenance(made, here, caller), _record_plan(made), made.config.record.flush_s
     )
-    server, vitals = _server(made, folder, caller, history, transport, record, clock)
+    server, vitals = _server(made, folder, caller, recorded, transport, record, clock)
     status, error = "failed", None
     try:
         with _closing(transport):
-            status = server.run(replaying=history is not None)
+            status = server.run(replaying=recorded is not None)
     except FedsimError as ended:
         status, error = ("stalled" if isinstance(ended, StalledError) else "failed"), ended
         record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
@@ -297,7 +299,7 @@ def _server(
     made: Plan,
     folder: Path,
     caller: Caller,
-    history: History | None,
+    recorded: ReplaySchedule | None,
     transport: Transport,
     record: RecordWriter,
     clock: Callable[[], float],
@@ -305,10 +307,10 @@ def _server(
     config = made.config
     versions = VersionStore(made.layout.n_parameters, config.memory.server_versions_bytes, folder)
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
-    bounds = made.bounds if history is None else replace(made.bounds, reserve=1)
+    bounds = made.bounds if recorded is None else replace(made.bounds, reserve=1)
     supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s)
     evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
-    schedule: EventSource = made.schedule() if history is None else _replayed(made, history)
+    schedule: EventSource = made.schedule() if recorded is None else recorded
     vitals = Vitals(transport, supply, record, config.record.flush_s)
     server = Server(
         config=config,
@@ -327,24 +329,21 @@ def _server(
     return server, vitals
 
 
-def _replayed(made: Plan, history: History) -> ReplaySchedule:
-    return ReplaySchedule(history, made.work(), made.population.n_clients)
-
-
 # ------------------------------------------------------------------------------------------------ the record
 
 
 def _record_plan(made: Plan) -> Any:
     from fedsim.record.schema import RecordPlan, scalar_column
 
-    people = made.population
+    people, layout = made.population, made.layout
     named = tuple(people.client_name(client) for client in range(people.n_clients)) if people.n_clients <= 10_000 else ()
     if named == tuple(str(client) for client in range(people.n_clients)):
         named = ()
     scalars = [scalar_column(name, f"{name}, told by rule {made.rule.name}") for name in made.rule.scalar_names]
     metrics = [scalar_column(name, f"{name} over the test samples") for name in _metric_names()]
     return RecordPlan(
-        layout=made.layout,
+        n_parameters=layout.n_parameters,
+        layout=tuple(zip(layout.names, layout.shapes, layout.offsets, strict=True)),
         client_names=named,
         rule_scalars=tuple(scalars),
         metrics=tuple(metrics),

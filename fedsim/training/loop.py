@@ -20,7 +20,7 @@ from fedsim.training import Payload, noise, objectives, optimizers
 from fedsim.training.batches import passes
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.shards import DeviceShard, ShardCache
-from fedsim.training.weights import Weights, finish_update
+from fedsim.training.weights import Finisher, Weights
 from fedsim.types import Float32, Task, TaskReport
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ class LoopTrainer:
         self._config = config
         self._training = config.training
         self._population = population
-        self._payload: Payload = payload
         self._device = device
         self._worker = worker
         self._clock = clock
@@ -62,6 +61,7 @@ class LoopTrainer:
         self._loss = objectives.task_loss(n_outputs(config.model, population.n_classes))
         self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
         self._weights = Weights(module, device)
+        self._finisher = Finisher(payload)
         self._module = self._weights.module
         self._parameters = [p for p in self._weights.parameters if p.requires_grad]
         self._optimizer = optimizers.build(self._training.optimizer, self._parameters)
@@ -94,7 +94,7 @@ class LoopTrainer:
             losses = self._fit(task, shard, progress)
         losses = (before, self._full_loss(shard)) if self._config.record.losses == "full" else losses
         self._weights.read(out_P)
-        norm = finish_update(out_P, base_P, self._payload)
+        norm = self._finisher.finish(out_P, base_P)
         self._check(task, norm, "norm of the update", task.n_steps)
         if self._config.record.losses == "none":
             losses = (math.nan, math.nan)

@@ -55,18 +55,28 @@ class Weights:
                 parameter.copy_(flat[part].view_as(parameter))
 
 
-def finish_update(out_P: Float32, base_P: Float32, payload: Literal["delta", "model"]) -> float:
-    """The Euclidean norm, summed in float64, of what training changed; makes `out_P` what the server asked for.
+class Finisher:
+    """Makes updates of trained weights, in blocks, so that a difference is still in cache when it is squared."""
 
-    `out_P`, float32 (P,), holds the trained weights; for payload `delta` they are replaced by their difference from
-    `base_P`. In blocks, so that the difference is still in cache when it is squared.
-    """
-    squares = 0.0
-    difference, squared = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float64)
-    for start in range(0, out_P.size, _BLOCK):
-        block = out_P[start : start + _BLOCK]
-        d = block if payload == "delta" else difference[: block.size]
-        np.subtract(block, base_P[start : start + _BLOCK], out=d)
-        np.copyto(squared[: block.size], d)
-        squares += float(np.square(squared[: block.size], out=squared[: block.size]).sum())
-    return math.sqrt(squares)
+    def __init__(self, payload: Literal["delta", "model"]) -> None:
+        self._is_delta = payload == "delta"
+        self._difference = np.empty(_BLOCK, np.float32)
+        room = np.empty(_BLOCK + 8)
+        start = -room.ctypes.data % 64 // 8  # on a 64-byte boundary in every process: BLAS may sum by alignment
+        self._exact = room[start : start + _BLOCK]
+
+    def finish(self, out_P: Float32, base_P: Float32) -> float:
+        """The Euclidean norm, summed in float64, of what training changed; makes `out_P` what the server asked for.
+
+        `out_P`, float32 (P,), holds the trained weights; for payload `delta` they are replaced by their difference
+        from `base_P`.
+        """
+        squares = 0.0
+        for start in range(0, out_P.size, _BLOCK):
+            block = out_P[start : start + _BLOCK]
+            difference = block if self._is_delta else self._difference[: block.size]
+            np.subtract(block, base_P[start : start + _BLOCK], out=difference)
+            exact = self._exact[: block.size]
+            np.copyto(exact, difference)
+            squares += float(np.dot(exact, exact))
+        return math.sqrt(squares)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from fedsim.config import RunConfig
-from fedsim.training.plan import learning_rate, plan_steps
+from fedsim.training.plan import choose_path, learning_rate, plan_steps, samples_processed
 
 Make = Callable[..., RunConfig]
 
@@ -40,3 +40,22 @@ def test_rate_is_constant_without_decay(make_config: Make) -> None:
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, fedsim.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'mpi4py', 'h5py')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("training", "n_samples", "n_processed"),
+    [
+        ({"epochs": 3, "batch_size": 4}, 10, 30),
+        ({"steps": 2, "batch_size": 4}, 10, 8),
+        ({"steps": 3, "batch_size": 4}, 10, 10),
+        ({"steps": 7, "batch_size": 4}, 10, 24),
+        ({"steps": 5, "batch_size": 64}, 10, 50),
+    ],
+)
+def test_samples_processed(make_config: Make, training: dict[str, int], n_samples: int, n_processed: int) -> None:
+    assert samples_processed(make_config(training=training).training, n_samples) == n_processed
+
+
+def test_path_follows_from_the_configuration(make_config: Make) -> None:
+    assert choose_path(make_config().training)[:2] == ("loop", 1)
+    assert choose_path(make_config(training={"group_size": 8}).training)[:2] == ("loop", 8)

@@ -41,7 +41,11 @@ class LaunchError(FedsimError):
 
 
 class ClientError(FedsimError):
-    """A client whose training failed; carries the worker's traceback in the text."""
+    """A client whose training came to nothing, such as a loss that is no number; names client, task, version and step."""
+
+
+class WorkerError(FedsimError):
+    """A worker that met an exception that nobody expected; the text is its traceback under the worker's name."""
 
     exit_code = EXIT_BUG
 

@@ -1,6 +1,7 @@
 """Before the first task: do all ranks see the same run, and would they compute the same bits?
 
-Each rank says what it made of the configuration, or why it failed; all compare what all said, so all come to the same verdict.
+Each rank says what it made of the configuration, or why it failed; all compare what all said, so all come to the same
+verdict.
 This is the one place where objects are pickled: once, at the start, between ranks of one job.
 """
 
@@ -73,6 +74,7 @@ def _compare_environments(all_said: list[Statement]) -> None:
         for key in sorted({*first, *theirs}):
             if first.get(key) != theirs.get(key):
                 raise LaunchError(
-                    f"ranks would not compute the same bits: {key} is {theirs.get(key)} at rank {other.rank} on {other.host}, "
-                    f"{first.get(key)} at rank {workers[0].rank} on {workers[0].host} (allow_mixed: true runs all the same)"
+                    f"ranks would not compute the same bits: {key} is {theirs.get(key)} at rank {other.rank} on "
+                    f"{other.host}, {first.get(key)} at rank {workers[0].rank} on {workers[0].host} "
+                    "(allow_mixed: true runs all the same)"
                 )

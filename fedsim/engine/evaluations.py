@@ -25,7 +25,7 @@ class Recorder(Protocol):
 
 
 def mean_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
-    """Loss and metrics over an evaluation: those of the pooled set if there is one, else the unweighted mean over clients."""
+    """Loss and metrics of an evaluation: the pooled set's if there is one, else the unweighted mean over clients."""
     chosen = [row for row in rows if row.client == -1] or list(rows)
     names = chosen[0].metrics
     means = {"loss": math.fsum(row.loss for row in chosen) / len(chosen)}
@@ -74,11 +74,12 @@ class Evaluations:
         return any([self._reaches(self._means.pop(v)) for v in judged])
 
     def finish(self, version: int, virtual_s: float) -> None:
-        """Evaluates the last version if that was not done, and waits for everything outstanding."""
+        """Evaluates the last version if that was not done, and waits for everything outstanding; no task starts any more."""
         if self._has_tests and version != self._last_issued:
             self._issue(version, virtual_s)
         while self._virtual_s:
-            self._wait()
+            self._supply.listen()
+            self.collect()
 
     def collect(self) -> None:
         """Records the evaluations that came in, in the order of their versions."""

@@ -132,7 +132,7 @@ class Server:
 
         Raises:
             StalledError: nothing can happen any more.
-            ClientError, DataError: a worker failed.
+            ClientError, WorkerError: something went wrong at a worker.
         """
         self._put_out(self._publish(self._state))
         status = "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from fedsim.comm.wire import MAX_TASKS
 
@@ -18,7 +19,7 @@ class Shelves:
         self._users: list[dict[int, int]] = [{} for _ in range(n_workers)]
         self._n_pinned = [0] * n_workers
         self._holders: dict[int, set[int]] = {}
-        self._to_forget: list[list[int]] = [[] for _ in range(n_workers)]
+        self._to_forget: list[dict[int, None]] = [{} for _ in range(n_workers)]  # in order
 
     def room(self, worker: int) -> int:
         """How many further versions may be pinned at a worker."""
@@ -31,14 +32,17 @@ class Shelves:
     def pin(self, worker: int, version: int) -> bool:
         """Marks a version as used once more; true if it has to be sent there first."""
         users = self._users[worker]
-        known = version in users
-        if not known:
+        is_there = version in users
+        if not is_there:
             self._trim(worker)
             users[version] = 0
             self._holders.setdefault(version, set()).add(worker)
+            if version in self._to_forget[worker]:  # not told yet: it is still there
+                del self._to_forget[worker][version]
+                is_there = True
         self._n_pinned[worker] += users[version] == 0
         users[version] += 1
-        return not known
+        return not is_there
 
     def unpin(self, worker: int, version: int) -> None:
         """One use less."""
@@ -50,15 +54,15 @@ class Shelves:
         """Nobody will need the version again: every worker may forget it."""
         for worker in self._holders.pop(version, ()):
             del self._users[worker][version]
-            self._to_forget[worker].append(version)
+            self._to_forget[worker][version] = None
 
     def forgotten(self, worker: int) -> Sequence[int]:
         """What to tell a worker to forget with the next command, at most `MAX_TASKS` versions at once."""
         waiting = self._to_forget[worker]
-        if not waiting:
-            return ()
-        self._to_forget[worker] = waiting[MAX_TASKS:]
-        return waiting[:MAX_TASKS]
+        told = list(islice(waiting, MAX_TASKS))
+        for version in told:
+            del waiting[version]
+        return told
 
     def _trim(self, worker: int) -> None:
         """Forgets versions that are known but unused there, oldest first, until there is room for one more."""
@@ -69,4 +73,4 @@ class Shelves:
         for version in [v for v, n in users.items() if n == 0][:excess]:
             del users[version]
             self._holders[version].discard(worker)
-            self._to_forget[worker].append(version)
+            self._to_forget[worker][version] = None

@@ -6,10 +6,10 @@ Every wanted task goes through these states, and no message moves it that this f
                            --trained--> HELD --fetch--> COMING --delivered--> HERE
                                          |  drop: back to READY, to be trained again
 
-Bounds (architecture, "The semantics, settled", 8). Rank zero has room for `server_rows` updates, one of them reserved for the
-due one; room is granted before a row may travel. A worker has room for `worker_rows` results, at least a group; a
-group is posted only into free room, and for the due task the held result due last makes way. So the due task can always be
-posted, trained, fetched and consumed, whatever the bounds: nothing deadlocks.
+Bounds (architecture, "The semantics, settled", 8). Rank zero has room for `server_rows` updates, one of them reserved for
+the due one; room is granted before a row may travel. A worker has room for `worker_rows` results, at least a group; a
+group is posted only into free room, and for the due task the held result due last makes way. So the due task can always
+be posted, trained, fetched and consumed, whatever the bounds: nothing deadlocks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from fedsim.comm.transport import Backoff, Command, Delivered, Evaluated, Failed, Trained, Transport
-from fedsim.comm.wire import MAX_TASKS
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import ClientError, DataError, StalledError
+from fedsim.errors import ClientError, StalledError, WorkerError
 from fedsim.schedule.placement import ANY_WORKER
 from fedsim.types import Float32, Task, TaskReport, Update
 
@@ -51,7 +50,7 @@ class State(IntEnum):
 
 @dataclass(slots=True)
 class Item:
-    """A wanted task on its way; `key` orders items by when they are due, `dropped` says that nobody wants it any more."""
+    """A wanted task on its way; `key` orders items by when they are due, `dropped`: nobody wants it any more."""
 
     task: Task
     key: Key
@@ -136,7 +135,7 @@ class Supply:
                 self._enqueue(item)
 
     def bring(self, number: int, while_waiting: Callable[[], None]) -> None:
-        """Returns when the update of a submitted task is here; calls `while_waiting` whenever nothing else is to be done.
+        """Returns when the update of a submitted task is here; calls `while_waiting` when nothing else is to be done.
 
         In the order of events only: what is brought must be taken before anything else is.
         """
@@ -208,7 +207,7 @@ class Supply:
         self._fetch(due)
 
     def listen(self, wait: bool = True) -> bool:
-        """Handles the messages that are in; if there are none, sleeps a little (unless told not to) and returns False."""
+        """Handles the messages that are in; if there are none, sleeps a little (if it may) and returns False."""
         messages = self._transport.poll()
         for message in messages:
             self._handle(message)
@@ -320,8 +319,9 @@ class Supply:
                 self._request(item, requests)
             heapq.heappop(self._held)
         for worker, numbers in requests.items():
-            for start in range(0, len(numbers), MAX_TASKS):
-                self._post(worker, Command(fetch=numbers[start : start + MAX_TASKS]))
+            # Rows that come together live in one buffer until the last is consumed: no more than a group's.
+            for start in range(0, len(numbers), self._bounds.group_size):
+                self._post(worker, Command(fetch=numbers[start : start + self._bounds.group_size]))
 
     @staticmethod
     def _request(item: Item, requests: dict[int, list[int]]) -> None:
@@ -344,7 +344,7 @@ class Supply:
                 self.release_version(message.version)
                 self._evaluated.append(message)
             case Failed():
-                raise (DataError if message.is_user_error else ClientError)(message.text)
+                raise (ClientError if message.is_user_error else WorkerError)(message.text)
 
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]

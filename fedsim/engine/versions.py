@@ -13,7 +13,7 @@ from fedsim.types import Float32
 
 
 class VersionStore:
-    """Counts who needs a version and lets it go with the last. At most `bound_bytes` (at least one version) stay in memory.
+    """Counts who needs a version and lets it go with the last. At most `bound_bytes` (or one version) stay in memory.
 
     The scratch file is unlinked as soon as it is open: it vanishes with the process, however that ends.
     """
@@ -62,9 +62,7 @@ class VersionStore:
         """The flat vector (P,) float32, read-only; read back from the scratch file if it lies there."""
         vector_P = self._memory.get(version)
         if vector_P is None:
-            assert self._file is not None
-            data = os.pread(self._file, self._row_bytes, self._slots[version] * self._row_bytes)
-            vector_P = np.frombuffer(data, dtype=np.float32)
+            vector_P = self._read(self._slots[version] * self._row_bytes)
         return vector_P
 
     def close(self) -> None:
@@ -73,13 +71,24 @@ class VersionStore:
             os.close(self._file)
             self._file = None
 
+    def _read(self, offset: int) -> Float32:
+        assert self._file is not None
+        vector_P = np.empty(self._n_parameters, dtype=np.float32)
+        view = vector_P.view(np.uint8).data
+        while view:  # one call moves less than 2 GiB
+            n_read = os.preadv(self._file, [view], offset)
+            assert n_read, "the scratch file is shorter than what was written to it"
+            view, offset = view[n_read:], offset + n_read
+        vector_P.flags.writeable = False
+        return vector_P
+
     def _spill(self, version: int) -> None:
         if self._file is None:
             self._file, name = tempfile.mkstemp(prefix="versions-", dir=self._scratch_dir)
             with contextlib.suppress(OSError):
                 os.unlink(name)
         slot = self._free_slots.pop() if self._free_slots else len(self._slots)
-        view = memoryview(self._memory.pop(version)).cast("B")
+        view = self._memory.pop(version).view(np.uint8).data
         offset = slot * self._row_bytes
         while view:
             written = os.pwrite(self._file, view, offset)

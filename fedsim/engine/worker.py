@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from fedsim.comm.transport import Counters, Delivered, Evaluated, Failed, Trained, empty_rows
-from fedsim.errors import ClientError, FedsimError
+from fedsim.errors import FedsimError
 from fedsim.types import EvaluationRow, Float32, Task, TaskReport
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -111,11 +111,10 @@ class Worker:
 
     def failure(self, error: Exception) -> Failed:
         """What the server is told of an exception: its line if a user can mend it, else the traceback."""
-        is_user_error = isinstance(error, FedsimError) and not isinstance(error, ClientError)
         tasks, self._current = self._current, ()
         client, task = (tasks[0].client, tasks[0].task) if len(tasks) == 1 else (-1, -1)
         if isinstance(error, FedsimError):
-            return Failed(self._index, client, task, is_user_error, str(error))
+            return Failed(self._index, client, task, True, str(error))
         which = ", ".join(f"task {t.task} (client {t.client}, version {t.base_version})" for t in tasks[:8])
         head = f"### worker {self._index + 1} on {self._host}" + (f", training {which}" if which else "")
         return Failed(self._index, client, task, False, head + "\n" + "".join(traceback.format_exception(error)))

@@ -1,7 +1,7 @@
 """The ranks of a run: who started us, how many we are, and how all of us leave together.
 
-A launcher such as `mpirun` or `srun` announces itself in the environment. Without one everything happens in this process,
-and MPI is never loaded: loading it initialises it.
+A launcher such as `mpirun` or `srun` announces itself in the environment. Without one everything happens in this
+process, and MPI is never loaded: loading it initialises it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ALONE = World(0, 1, None)
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a launcher says in the environment: in which variable, the number of tasks (None: untold), our own number."""
+    """What a launcher says in the environment: in which variable, how many tasks (None: untold), our own number."""
 
     variable: str
     value: str

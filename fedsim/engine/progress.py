@@ -168,7 +168,7 @@ class Silence:
 
 
 class Log(Silence):
-    """Writes a line a minute, and at the beginning one for a new evaluation: after 5 seconds, 10 more, 20 more, 40 more."""
+    """Writes a line a minute; at the beginning one for a new evaluation: after 5 seconds, 10 more, 20 more, 40 more."""
 
     def __init__(self, stream: TextIO, limits: Limits, on_wall: bool) -> None:
         self._stream = stream

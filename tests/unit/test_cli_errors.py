@@ -85,15 +85,18 @@ def test_what_a_command_returns_is_the_code() -> None:
         (["runn", "x"], "fedsim: no command 'runn': did you mean 'run'? (see: fedsim --help)\n"),
         (["run"], "fedsim: Missing argument 'CONFIG'. (see: fedsim run --help)\n"),
         (["compare", "a"], "fedsim: compare needs two runs or more, got 1 (see: fedsim compare --help)\n"),
-        (["run", "/nonexistent/a.yaml"], "fedsim: /nonexistent/a.yaml: no such file\n"),
-        (["check", "/nonexistent/a.yaml"], "fedsim: /nonexistent/a.yaml: no such file\n"),
-        (["show", "/nonexistent"], "fedsim: /nonexistent: no such run folder or record\n"),
-        (["watch", "/nonexistent"], "fedsim: /nonexistent: no such run folder or record\n"),
-        (["replay", "/nonexistent"], "fedsim: /nonexistent: no such run folder or record\n"),
-        (["compare", "/nonexistent", "/nix"], "fedsim: /nonexistent: no such run folder or record\n"),
+        (["run", "absent.yaml"], "fedsim: absent.yaml: no such file\n"),
+        (["check", "absent.yaml"], "fedsim: absent.yaml: no such file\n"),
+        (["show", "absent"], "fedsim: absent: no such run folder or record\n"),
+        (["watch", "absent"], "fedsim: absent: no such run folder or record\n"),
+        (["replay", "absent"], "fedsim: absent: no such run folder or record\n"),
+        (["compare", "absent", "other"], "fedsim: absent: no such run folder or record\n"),
     ],
 )
-def test_wrong_words_get_one_line_and_two(words: list[str], said: str) -> None:
+def test_wrong_words_get_one_line_and_two(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = fedsim_says(*words)
     assert (result.exit_code, result.stderr, result.stdout) == (2, said, "")
 
@@ -149,7 +152,7 @@ stop: {versions: 3}
 """
 
 
-@pytest.mark.parametrize("words", [["list"], ["--help"]])
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["run", "--help"]])
 def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
     """As in `fedsim list | true`: the reading end is closed before anything is written."""
     reading, writing = os.pipe()

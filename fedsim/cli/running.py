@@ -1,0 +1,203 @@
+"""`fedsim run` and `fedsim replay`: the two commands that train, alone or as one of many ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedsim.cli import EXIT_INTERRUPTED, say
+from fedsim.errors import EXIT_BUG, EXIT_DONE, FedsimError
+
+if TYPE_CHECKING:
+    from fedsim.engine.launching import StopSignals, World
+    from fedsim.engine.progress import Limits, Progress
+    from fedsim.engine.run import Caller, Ending
+
+_SIGNAL_BASE = 128
+
+out_option = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the record.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no results; errors are still told.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value, as stop.versions=10; repeatable."
+)
+
+
+@click.command(short_help="Run a configuration file, alone or as a rank of an MPI job.")
+@click.argument("config", type=click.Path(path_type=Path))
+@set_option
+@out_option
+@quiet_option
+def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool) -> int:
+    """Run the configuration file CONFIG, alone or as a rank of an MPI job.
+
+    The record goes to runs/NAME, NAME being that of the configuration, or to the folder of --out, which must not exist.
+
+    A run ends in order at SIGINT (Ctrl-C), SIGTERM and SIGUSR2: its status is then `stopped`, its record is whole up to
+    that moment, and the exit code is 128 + the signal's number. One that ends at its `stop.wall_s` is `stopped`, too,
+    with exit code 0. Under mpirun send SIGUSR2, which it forwards: at a Ctrl-C or SIGTERM it kills the ranks after a
+    moment, and a second Ctrl-C ends a run without MPI at once.
+    """
+
+    def start(caller: Caller) -> Ending | None:
+        from fedsim.engine.run import run_file
+
+        return run_file(config, overrides, out, caller)
+
+    return _as_rank(lambda: _limits_of(config, overrides), start, _report_run, quiet)
+
+
+@click.command(short_help="Train a recorded history again and compare the models.")
+@click.argument("run", type=click.Path(path_type=Path))
+@out_option
+@quiet_option
+def replay(run: Path, out: Path | None, quiet: bool) -> int:
+    """Train the recorded history of RUN again and compare the models.
+
+    The same clients train from the same versions for the same steps, and their updates are applied in the recorded
+    order: what a run on the wall clock did once can be had again. The new record goes to RUN-replay, or to --out.
+    Exit code 0: the same model, bit by bit. 70: another one.
+    """
+
+    def start(caller: Caller) -> Ending | None:
+        from fedsim.engine.run import replay_run
+
+        return replay_run(run, out, caller)
+
+    return _as_rank(lambda: _limits_of_record(run), start, lambda ending, q: _report_replay(run, ending, q), quiet)
+
+
+# ------------------------------------------------------------------------------------------- being a rank
+
+
+def _as_rank(
+    limits: Callable[[], tuple[Limits, bool]],
+    start: Callable[[Caller], Ending | None],
+    report: Callable[[Ending, bool], int],
+    quiet: bool,
+) -> int:
+    """The exit code of this rank: does its part, reports on rank zero, and leaves together with the others."""
+    from fedsim.engine import launching
+
+    world = launching.find_world(os.environ, ("fedsim", *sys.argv[1:]))
+    code = _guarded(world, lambda: _part(world, limits, start, report, quiet))
+    launching.leave(world, code)
+    return code
+
+
+def _part(
+    world: World,
+    limits: Callable[[], tuple[Limits, bool]],
+    start: Callable[[Caller], Ending | None],
+    report: Callable[[Ending, bool], int],
+    quiet: bool,
+) -> int:
+    from fedsim.engine import launching
+    from fedsim.engine.run import Caller
+
+    with launching.StopSignals(world) as stop, _progress(world, limits, quiet) as progress:
+        watchers = (progress,) if world.rank == 0 else ()
+        ending = start(Caller(world, ("fedsim", *sys.argv[1:]), watchers, stop))
+    if ending is None:
+        return EXIT_DONE
+    code = report(ending, quiet)
+    return _stopped_code(ending, stop) or code
+
+
+def _progress(world: World, limits: Callable[[], tuple[Limits, bool]], quiet: bool) -> Progress:
+    from fedsim.engine import progress
+
+    if quiet or world.rank > 0:
+        return progress.Silence()
+    where, on_wall = limits()
+    return progress.watcher(sys.stderr, where, on_wall, quiet)
+
+
+def _guarded(world: World, body: Callable[[], int]) -> int:
+    """The body's exit code. What nobody expected ends all ranks at once: the others may wait for this one for ever."""
+    from fedsim.engine import launching
+
+    try:
+        return body()
+    except FedsimError as error:
+        return say(str(error), error.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        if world.comm is None:
+            raise
+        print(launching.headline(world), file=sys.stderr)
+        traceback.print_exc()
+        launching.abort(world, EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_BUG)
+
+
+def _stopped_code(ending: Ending, stop: StopSignals) -> int:
+    """128 + the number of the signal that stopped the run; 0 if none did."""
+    if ending.status != "stopped" or not stop.number:
+        return 0
+    return say(f"stopped by {signal.Signals(stop.number).name}", _SIGNAL_BASE + stop.number)
+
+
+# -------------------------------------------------------------------------------------------- the limits
+
+
+def _limits_of(config: Path, overrides: tuple[str, ...]) -> tuple[Limits, bool]:
+    """Where the run will end, and whether on the wall clock. An error is left to the run: there all ranks raise it."""
+    from fedsim import configfile
+    from fedsim.engine.progress import Limits
+
+    try:
+        loaded = configfile.load(config, overrides)
+    except FedsimError:
+        return Limits(), False
+    return Limits.of(loaded.stop), loaded.clock == "wall"
+
+
+def _limits_of_record(folder: Path) -> tuple[Limits, bool]:
+    """Where the replay of a record will end, and whether the record is of the wall clock."""
+    from fedsim.engine.progress import Limits
+    from fedsim.record.reader import open_run
+
+    try:
+        recorded = open_run(folder)
+        return Limits(updates=recorded.totals().updates), recorded.attributes.get("clock") == "wall"
+    except FedsimError:
+        return Limits(), False
+
+
+# -------------------------------------------------------------------------------------------- the reports
+
+
+def _report_run(ending: Ending, quiet: bool) -> int:
+    """The exit code of a run that has ended; prints its results and where they lie."""
+    if not quiet:
+        from fedsim.analysis.tables import summary_table
+        from fedsim.cli.output import show_table
+        from fedsim.record.reader import open_run
+
+        show_table(summary_table(open_run(ending.folder)))
+    return _error_code(ending)
+
+
+def _report_replay(source: Path, ending: Ending, quiet: bool) -> int:
+    """The exit code of a replay; prints whether the models are equal."""
+    from fedsim.record.reader import open_run
+
+    if ending.error is not None or ending.status != "done":
+        return _error_code(ending) or say(f"the replay ended as {ending.status}", EXIT_BUG)
+    before, after = open_run(source).summary()["model_sha256"], open_run(ending.folder).summary()["model_sha256"]
+    if before != after:
+        return say(f"the models differ: {source} has {before}, {ending.folder} {after}", EXIT_BUG)
+    if not quiet:
+        click.echo(f"the same model: {after}")
+        click.echo(f"record: {ending.folder}")
+    return EXIT_DONE
+
+
+def _error_code(ending: Ending) -> int:
+    """The exit code of what ended the run, which is printed; 0 without an error."""
+    return EXIT_DONE if ending.error is None else say(str(ending.error), ending.error.exit_code)

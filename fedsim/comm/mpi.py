@@ -1,8 +1,8 @@
 """The transport over MPI: rank zero's end and a worker's end.
 
-Every protocol has a communicator of its own. Rank zero keeps one receive posted a worker for the fixed-size headers, so that
-a fault belongs to one worker; receives of rows are posted when their header is in, which it is only if there is room
-for them (`fedsim.engine.supply` grants it). Nobody blocks inside MPI: both ends test and sleep.
+Every protocol has a communicator of its own. Rank zero keeps one receive posted a worker for the fixed-size headers, so
+that a fault belongs to one worker; receives of rows are posted when their header is in, which it is only if there is
+room for them (`fedsim.engine.supply` grants it). Nobody blocks inside MPI: both ends test and sleep.
 Buffers belong to MPI until their request completes, so every request is kept together with what it sends.
 """
 
@@ -98,20 +98,21 @@ class MpiTransport:
         self._receives: list[MPI.Request | None] = [self._post_header(w) for w in range(self.n_workers)]
         self._pending: list[_Pending] = []
         self._counters = [Counters() for _ in range(self.n_workers)]
-        self._outbox = Outbox()
+        self._outboxes = [Outbox() for _ in range(self.n_workers)]  # one each: a slow worker keeps its own memory only
 
     def rank(self, worker: int) -> int:
         return worker + 1
 
     def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
         data = wire.encode_command(command)
-        rank = worker + 1
-        self._outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
+        rank, outbox = worker + 1, self._outboxes[worker]
+        outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
         for vector_P in versions:
-            self._outbox.put(_isend(self._channels.versions, vector_P, rank), vector_P)
+            outbox.put(_isend(self._channels.versions, vector_P, rank), vector_P)
 
     def poll(self) -> Sequence[Message]:
-        self._outbox.advance()
+        for outbox in self._outboxes:
+            outbox.advance()
         messages: list[Message] = []
         for worker, request in enumerate(self._receives):
             while request is not None and request.Test():
@@ -127,12 +128,15 @@ class MpiTransport:
         for worker in range(self.n_workers):
             self.send(worker, Command(stop=True), ())
         backoff, start_s = Backoff(), time.monotonic()
-        while any(request is not None for request in self._receives) or self._pending or not self._outbox.advance():
+        while any(request is not None for request in self._receives) or self._pending or not self._all_sent():
             if not self.poll():
                 backoff.sleep()
             if timeout_s is not None and time.monotonic() - start_s > timeout_s:
                 left = [str(w + 1) for w, request in enumerate(self._receives) if request is not None]
                 raise StalledError(f"stalled: ranks {', '.join(left)} did not stop within {timeout_s:.0f} s")
+
+    def _all_sent(self) -> bool:
+        return all([outbox.advance() for outbox in self._outboxes])
 
     def _post_header(self, worker: int) -> MPI.Request:
         return self._channels.replies.Irecv(self._headers[worker], source=worker + 1)
@@ -175,7 +179,8 @@ class MpiTransport:
         self._pending.append(_Pending(_irecv(self._channels.rows, table.reshape(-1), worker + 1), table, finish))
 
     def _completed(self) -> list[Message]:
-        done, still = [], []
+        done: list[_Pending] = []
+        still: list[_Pending] = []
         for entry in self._pending:
             (done if all(request.Test() for request in entry.requests) else still).append(entry)
         self._pending = still

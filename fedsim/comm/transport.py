@@ -1,8 +1,8 @@
 """The border between the server and its workers, and what crosses it.
 
 The server sends `Command`s, one small message each, and flat float32 versions; a worker answers with `Trained`,
-`Delivered`, `Evaluated` or `Failed`. The server alone decides what is trained where, what is kept and what is thrown away, so
-that the memory bounds can be accounted for in one place (`fedsim.engine.supply`).
+`Delivered`, `Evaluated` or `Failed`. The server alone decides what is trained where, what is kept and what is thrown
+away, so that the memory bounds can be accounted for in one place (`fedsim.engine.supply`).
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class Backoff:
     The cap bounds both the latency of an idle rank and the share of a core that polling costs.
     """
 
-    def __init__(self, cap_s: float = 2e-3, floor_s: float = 10e-6, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, cap_s: float = 2e-3, floor_s: float = 10e-6, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._cap_s = cap_s
         self._floor_s = floor_s
         self._sleep = sleep

@@ -6,7 +6,10 @@ a header of eight int64 words, the worker's counters, then its records. Both are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,19 +69,22 @@ def encode_command(command: Command) -> Bytes:
 
 
 def decode_command(data: Bytes) -> Command:
-    """The command in a received buffer; bytes after its end are ignored. The times of its tasks stay with the server."""
+    """The command in a received buffer; bytes after its end are ignored. Its tasks' times stay with the server."""
     n_tasks, n_coming, n_forget, n_fetch, n_drop, evaluate, stop, _ = data[:_HEADER_BYTES].view("<i8").tolist()
     end = _HEADER_BYTES + n_tasks * TASK.itemsize
     records = data[_HEADER_BYTES:end].view(TASK).tolist()
     counts = (n_coming, n_forget, n_fetch, n_drop)
     numbers = data[end : end + 8 * sum(counts)].view("<i8").tolist()
-    parts = []
-    for count in counts:
-        parts.append(numbers[:count])
-        numbers = numbers[count:]
-    nan = float("nan")
-    tasks = [Task(*record[:7], nan, nan, nan, nan, nan, nan, False, True) for record in records]
-    return Command(tasks, [bool(record[7]) for record in records], *parts, evaluate=evaluate, stop=bool(stop))
+    coming, forget, fetch, drop = (numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True))
+    tasks = [_task(record) for record in records]
+    send = [bool(record[7]) for record in records]
+    return Command(tasks, send, coming, forget, fetch, drop, evaluate, bool(stop))
+
+
+def _task(record: Sequence[Any]) -> Task:
+    task, client, base_version, n_samples, n_steps, first_step, learning_rate, _ = record
+    times = (math.nan,) * 6
+    return Task(task, client, base_version, n_samples, n_steps, first_step, learning_rate, *times, False, True)
 
 
 def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> Bytes:
@@ -107,8 +113,9 @@ def encode_evaluated(message: Evaluated, counters: Counters) -> Bytes:
 
 
 def encode_failed(message: Failed, counters: Counters) -> Bytes:
-    """A failure: client, task and text (its end is kept if it is long)."""
-    text = message.text.encode()[-(MAX_TEXT_BYTES - 24) :]
+    """A failure: client, task and text (its end is kept if it is long, without half a character)."""
+    text = message.text.encode(errors="backslashreplace")  # names of files may hold surrogates
+    text = text[-(MAX_TEXT_BYTES - 24) :].decode(errors="ignore").encode()
     where = np.array([message.client, message.task, int(message.is_user_error)], dtype="<i8").view(np.uint8)
     return _reply(FAILED, 0, 0, counters, np.concatenate([where, np.frombuffer(text, np.uint8)]))
 

@@ -74,7 +74,7 @@ class Evaluations:
         return any([self._reaches(self._means.pop(v)) for v in judged])
 
     def finish(self, version: int, virtual_s: float) -> None:
-        """Evaluates the last version if that was not done, and waits for everything outstanding; no task starts any more."""
+        """Evaluates the last version if that was not done, and waits for what is outstanding; no task starts now."""
         if self._has_tests and version != self._last_issued:
             self._issue(version, virtual_s)
         while self._virtual_s:

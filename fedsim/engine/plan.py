@@ -238,11 +238,10 @@ def _check_schedule(config: RunConfig, n: int) -> None:
         raise ConfigError(
             f"schedule.tiers x schedule.cohort is {schedule.tiers} x {schedule.cohort}, above the {n} clients with data"
         )
-    if isinstance(schedule, BufferedSchedule) and config.stop.updates is not None:
-        if config.stop.updates < schedule.buffer and config.stop.versions is None:
-            raise ConfigError(
-                f"schedule.buffer is {schedule.buffer}, above stop.updates ({config.stop.updates}): no version would be made"
-            )
+    n_updates = config.stop.updates
+    too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer
+    if too_few and config.stop.versions is None:
+        raise ConfigError(f"schedule.buffer is above stop.updates ({n_updates}): no version would be made")
 
 
 def _check_time(config: RunConfig, devices: Devices) -> None:
@@ -250,7 +249,9 @@ def _check_time(config: RunConfig, devices: Devices) -> None:
     stop = config.stop
     only_virtual = stop.virtual_s is not None and stop.versions is None and stop.updates is None
     if only_virtual and devices.mean_task_s(1, 1) == 0.0 and config.schedule.policy != "window":
-        raise ConfigError("stop.virtual_s is never reached: a task takes no virtual time (devices.compute, latency, bytes_per_s)")
+        raise ConfigError(
+            "stop.virtual_s is never reached: a task takes no virtual time (devices.compute, latency, bytes_per_s)"
+        )
 
 
 def _has_tests(config: RunConfig, people: population.Population) -> bool:

@@ -1,7 +1,7 @@
 """A recorded history as a schedule: the same clients, base versions, steps and order of application, trained again.
 
-Whatever made the history (both clocks, any policy), its `tasks` and `versions` tables say what was consumed when and when a
-version was made. Each task starts as soon as its base version exists again; nothing else is decided.
+Whatever made the history (both clocks, any policy), its `tasks` and `versions` tables say what was consumed when and
+when a version was made. Each task starts as soon as its base version exists again; nothing else is decided.
 """
 
 from __future__ import annotations
@@ -41,14 +41,21 @@ class History:
         def integers(table: str, name: str) -> Int64:
             return np.asarray(run.column(table, name), dtype=np.int64)
 
+        def seconds(table: str, name: str) -> Float64:
+            return np.asarray(run.column(table, name), dtype=np.float64)
+
         names = ("dispatch", "download", "compute", "upload", "arrival")
-        times = [np.asarray(run.column("tasks", f"virtual_{name}_s"), dtype=np.float64) for name in names]
-        columns = ("task", "client", "outcome", "base_version", "applied_version", "n_samples", "n_steps")
         return cls(
-            *(integers("tasks", name) for name in columns),
-            times_s=times,
+            task=integers("tasks", "task"),
+            client=integers("tasks", "client"),
+            outcome=integers("tasks", "outcome"),
+            base_version=integers("tasks", "base_version"),
+            applied_version=integers("tasks", "applied_version"),
+            n_samples=integers("tasks", "n_samples"),
+            n_steps=integers("tasks", "n_steps"),
+            times_s=[seconds("tasks", f"virtual_{name}_s") for name in names],
             version=integers("versions", "version"),
-            version_s=np.asarray(run.column("versions", "virtual_s"), dtype=np.float64),
+            version_s=seconds("versions", "virtual_s"),
             version_updates=integers("versions", "n_updates"),
         )
 
@@ -113,13 +120,29 @@ def _tasks(history: History, work: Work) -> list[Task]:
     """A task a row. `due_s` is the row's number, which is the order of consumption on either clock."""
     first_steps = _first_steps(history) if work.counts_steps else np.zeros_like(history.task)
     columns = (history.task, history.client, history.base_version, history.n_samples, history.n_steps, first_steps)
-    dispatch, download, compute, upload, arrival = (times.tolist() for times in history.times_s)
+    rows = zip(*(column.tolist() for column in (*columns, history.outcome, *history.times_s)), strict=True)
     tasks = []
-    for row, numbers in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        outcome = Outcome(int(history.outcome[row]))
-        times = (dispatch[row], download[row], compute[row], upload[row], arrival[row], float(row))
-        rate = work.learning_rate(numbers[2])
-        tasks.append(Task(*numbers, rate, *times, outcome is Outcome.LOST, outcome is Outcome.APPLIED))
+    for row, (task, client, base, n_samples, n_steps, first_step, outcome, *times) in enumerate(rows):
+        dispatch_s, download_s, compute_s, upload_s, arrival_s = times
+        tasks.append(
+            Task(
+                task=task,
+                client=client,
+                base_version=base,
+                n_samples=n_samples,
+                n_steps=n_steps,
+                first_step=first_step,
+                learning_rate=work.learning_rate(base),
+                dispatch_s=dispatch_s,
+                download_s=download_s,
+                compute_s=compute_s,
+                upload_s=upload_s,
+                arrival_s=arrival_s,
+                due_s=float(row),
+                lost=outcome == Outcome.LOST,
+                wanted=outcome == Outcome.APPLIED,
+            )
+        )
     return tasks
 
 
@@ -154,19 +177,35 @@ def _events(history: History) -> list[Event]:
 
 
 def _check(history: History, n_clients: int) -> None:
-    """Refuses tables that no run could have written."""
-    versions = np.arange(1, history.version.size + 1)
-    if not np.array_equal(history.version, versions):
-        raise RecordError("this record cannot be replayed: table versions does not count 1, 2, 3, ...")
-    if np.unique(history.task).size != history.task.size:
-        raise RecordError("this record cannot be replayed: table tasks names a task twice")
-    applied = history.outcome == Outcome.APPLIED
-    counts = np.bincount(history.applied_version[applied & (history.applied_version >= 0)], minlength=1)
-    merged = np.zeros(max(counts.size, history.version.size + 1), dtype=np.int64)
-    merged[: counts.size] = counts
-    if not np.array_equal(merged[1 : history.version.size + 1], history.version_updates):
-        raise RecordError("this record cannot be replayed: tables tasks and versions do not agree on what was merged")
-    if applied.any() and int((history.base_version[applied] - history.applied_version[applied]).max()) >= 0:
-        raise RecordError("this record cannot be replayed: an update was applied before its base version existed")
-    if history.client.size and not 0 <= int(history.client.min()) <= int(history.client.max()) < n_clients:
-        raise RecordError(f"this record cannot be replayed: a client is not one of the {n_clients}")
+    """Refuses tables that no run could have written; what passes can be replayed to its end."""
+    columns = (history.client, history.outcome, history.base_version, history.applied_version, history.n_samples)
+    sizes = {column.size for column in (*columns, history.task, history.n_steps, *history.times_s)}
+    _demand(len(sizes) == 1, "the columns of table tasks differ in length")
+    sizes = {column.size for column in (history.version, history.version_s, history.version_updates)}
+    _demand(len(sizes) == 1, "the columns of table versions differ in length")
+    counted = np.array_equal(history.version, np.arange(1, history.version.size + 1))
+    _demand(counted, "table versions does not count 1, 2, 3, ...")
+    _demand(np.unique(history.task).size == history.task.size, "table tasks names a task twice")
+    for name in ("task", "base_version", "n_samples", "n_steps"):
+        _demand(bool((getattr(history, name) >= 0).all()), f"table tasks has a negative {name}")
+    _demand(bool(np.isin(history.outcome, list(Outcome)).all()), "table tasks has an unknown outcome")
+    is_client = (history.client >= 0) & (history.client < n_clients)
+    _demand(bool(is_client.all()), f"a client is not one of the {n_clients}")
+    _check_applied(history)
+
+
+def _check_applied(history: History) -> None:
+    """Whether updates were applied in the order of the versions, each after its base, as many as the versions say."""
+    rows = history.outcome == Outcome.APPLIED
+    applied, n_versions = history.applied_version[rows], history.version.size
+    merged = "tables tasks and versions do not agree on what was merged"
+    _demand(bool(((applied >= 1) & (applied <= n_versions + 1)).all()), merged)
+    counts = np.bincount(applied, minlength=n_versions + 2)[1 : n_versions + 1]
+    _demand(np.array_equal(counts, history.version_updates) and bool((counts > 0).all()), merged)
+    _demand(bool((np.diff(applied) >= 0).all()), "updates were not applied in the order of the versions")
+    _demand(bool((history.base_version[rows] < applied).all()), "an update was applied before its base version existed")
+
+
+def _demand(holds: bool, problem: str) -> None:
+    if not holds:
+        raise RecordError(f"this record cannot be replayed: {problem}")

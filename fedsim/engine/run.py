@@ -85,7 +85,7 @@ def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Cal
 
 
 def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
-    """How the training of a recorded history ended; its record lies in `out`, by default the run's folder + `-replay`."""
+    """How the training of a recorded history ended; its record lies in `out`: the run's folder + `-replay` if None."""
     from fedsim.record.reader import open_run
 
     recorded: list[ReplaySchedule] = []
@@ -113,8 +113,8 @@ def run(
 ) -> Run | None:
     """The finished run of a configuration: a `RunConfig`, a mapping, or the path of a YAML file; None on a worker.
 
-    `out` is the run's folder, by default `runs/<name>`. Relative data paths are looked up from the file's folder, or from the
-    current one. Without `world` everything happens in this process.
+    `out` is the run's folder, by default `runs/<name>`. Relative data paths are looked up from the file's folder, or
+    from the current one. Without `world` everything happens in this process.
 
     Raises:
         FedsimError: the run could not start, or an error ended it.
@@ -199,7 +199,9 @@ def _claim(folder: Path, config: RunConfig, world: World) -> None:
 # --------------------------------------------------------------------------------------------- the two roles
 
 
-def _on_all_ranks(made: Plan, here: _Here, folder: Path, caller: Caller, recorded: ReplaySchedule | None) -> Ending | None:
+def _on_all_ranks(
+    made: Plan, here: _Here, folder: Path, caller: Caller, recorded: ReplaySchedule | None
+) -> Ending | None:
     _claim(folder, made.config, caller.world)
     clock = WallClock()
     if caller.world.comm is None:
@@ -336,15 +338,15 @@ def _record_plan(made: Plan) -> Any:
     from fedsim.record.schema import RecordPlan, scalar_column
 
     people, layout = made.population, made.layout
-    named = tuple(people.client_name(client) for client in range(people.n_clients)) if people.n_clients <= 10_000 else ()
-    if named == tuple(str(client) for client in range(people.n_clients)):
-        named = ()
+    n_named = people.n_clients if people.n_clients <= 10_000 else 0
+    named = tuple(people.client_name(client) for client in range(n_named))
+    plain = tuple(map(str, range(n_named)))
     scalars = [scalar_column(name, f"{name}, told by rule {made.rule.name}") for name in made.rule.scalar_names]
     metrics = [scalar_column(name, f"{name} over the test samples") for name in _metric_names()]
     return RecordPlan(
         n_parameters=layout.n_parameters,
         layout=tuple(zip(layout.names, layout.shapes, layout.offsets, strict=True)),
-        client_names=named,
+        client_names=() if named == plain else named,
         rule_scalars=tuple(scalars),
         metrics=tuple(metrics),
     )

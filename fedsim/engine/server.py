@@ -235,10 +235,8 @@ class Server:
         self._state = self._rule.commit(self._state)
         self._put_out(self._publish(self._state))
         version = self._schedule.version
-        if self._stop.versions is not None and version >= self._stop.versions:
-            self._finished = True
-        elif self._evaluations.target_reached(version):
-            self._finished = True
+        is_last = self._stop.versions is not None and version >= self._stop.versions
+        self._finished = is_last or self._evaluations.target_reached(version)
 
     def _put_out(self, vector_P: Float32) -> None:
         """Makes a vector the current version: known to the store, recorded, evaluated if it is time."""

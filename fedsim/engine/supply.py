@@ -6,10 +6,10 @@ Every wanted task goes through these states, and no message moves it that this f
                            --trained--> HELD --fetch--> COMING --delivered--> HERE
                                          |  drop: back to READY, to be trained again
 
-Bounds (architecture, "The semantics, settled", 8). Rank zero has room for `server_rows` updates, one of them reserved for
-the due one; room is granted before a row may travel. A worker has room for `worker_rows` results, at least a group; a
-group is posted only into free room, and for the due task the held result due last makes way. So the due task can always
-be posted, trained, fetched and consumed, whatever the bounds: nothing deadlocks.
+Bounds (architecture, "The semantics, settled", 8). Rank zero has room for `server_rows` updates, one of them reserved
+for the due one; room is granted before a row may travel. A worker has room for `worker_rows` results, at least a group;
+a group is posted only into free room, and for the due task the held result due last makes way. So the due task can
+always be posted, trained, fetched and consumed, whatever the bounds: nothing deadlocks.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Vitals:
-    """A watcher that writes a row for every rank once in `interval_s`; rank zero's counts as worker 0 beside the workers' ranks."""
+    """A watcher that writes a row for every rank once in `interval_s`; rank zero counts as worker 0."""
 
     def __init__(self, transport: Transport, supply: Supply, recorder: Recorder, interval_s: float) -> None:
         self._transport = transport

@@ -138,37 +138,58 @@ class KAsyncPolicy:
 
 
 class WindowPolicy:
-    """A version at the end of every window in which something arrived; finishers wait for the window's end."""
+    """A version at the end of every window in which something arrived; finishers wait for the window's end.
+
+    Windows are counted from the first dispatch on, so that none drifts. No timer runs while nothing is out and nothing
+    waits: a federation that nobody comes back to has no events left.
+    """
 
     consumes_on_arrival = True
 
     def __init__(self, concurrency: int, window_s: float) -> None:
         self._concurrency = concurrency
         self._window_s = window_s
+        self._start_s = math.nan
+        self._n_out = 0
         self._n_waiting = 0
-        self._n_windows = 0
+        self._timer_runs = False
 
     def openings(self, n_in_flight: int) -> Sequence[Opening]:
         return (Opening(0, self._concurrency - n_in_flight - self._n_waiting),)
 
     def opened(self, domain: int, tasks: list[Task], now_s: float) -> tuple[list[Task], Timer | None]:
-        if self._n_windows == 0:  # windows are counted from the first dispatch on, so that none drifts
-            self._n_windows = 1
-            return tasks, Timer(self._window_s, 1)
-        return tasks, None
+        self._n_out += len(tasks)
+        if self._timer_runs:
+            return tasks, None
+        if math.isnan(self._start_s):
+            self._start_s = now_s
+        self._timer_runs = True
+        return tasks, self._end_after(now_s)
 
     def arrived(self, task: Task) -> Step:
+        self._n_out -= 1
         self._n_waiting += 1
         return Step((task,))
 
     def lost(self, task: Task) -> Step:
+        self._n_out -= 1
         return _none_ended(task)
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         merge = self._n_waiting > 0
         self._n_waiting = 0
-        self._n_windows = number + 1
-        return Step(merge=merge), Timer(self._n_windows * self._window_s, self._n_windows)
+        self._timer_runs = merge or self._n_out > 0
+        return Step(merge=merge), self._end_of(number + 1) if self._timer_runs else None
+
+    def _end_of(self, number: int) -> Timer:
+        return Timer(self._start_s + number * self._window_s, number)
+
+    def _end_after(self, now_s: float) -> Timer:
+        """The end of the window that `now_s` lies in; an end itself lies in the next."""
+        number = max(1, math.floor((now_s - self._start_s) / self._window_s))  # one too low, if not exact
+        while self._end_of(number).time_s <= now_s:
+            number += 1
+        return self._end_of(number)
 
 
 class SyncPolicy:

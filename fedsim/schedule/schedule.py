@@ -25,7 +25,7 @@ import numpy as np
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Opening, Policy, Step, Timer
 from fedsim.schedule.selection import Domain, Selection
-from fedsim.types import Event, EventKind, Int64, Outcome, Task
+from fedsim.types import Event, EventKind, Int64, Task
 
 _NAN = math.nan
 
@@ -42,7 +42,7 @@ class TaskPlanner(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What a task asks of a client, as functions: samples of a client, local steps and samples processed for them, rate at a version."""
+    """What a task asks of a client: its samples, steps and samples processed for them, learning rate at a version."""
 
     n_samples: Callable[[Int64], Int64]
     n_steps: Callable[[int], int]
@@ -150,7 +150,7 @@ class Schedule:
         self.n_consumed += len(step.consumed)
         self.version += step.merge
         self._n_fruitless = 0 if step.consumed else self._n_fruitless + len(step.ended)
-        if self._n_fruitless > 10_000 + 100 * sum(d.size < 1000 and d.size or 1000 for d in self._domains):
+        if self._n_fruitless > 10_000 + 100 * sum(min(d.size, 1000) for d in self._domains):
             raise StalledError(
                 f"stalled at {self.now_s:.6g} virtual seconds: the last {self._n_fruitless} tasks were all lost or "
                 "aborted; a longer deadline, faster devices or fewer losses would let updates arrive"

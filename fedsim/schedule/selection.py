@@ -44,6 +44,7 @@ class Domain:
         self._members = members
         self.size = n_clients if members is None else int(members.size)
         self._busy: list[int] = []
+        self.cumulative_sizes: Float64 | None = None  # kept here by a selection by size
 
     @property
     def n_idle(self) -> int:
@@ -92,7 +93,11 @@ class Domain:
 
 
 class Selection:
-    """Draws clients. Task t uses word 0, 1, ... of the stream (SELECTION, task t) as long as candidates are absent."""
+    """Draws clients. Task t uses word 0, 1, ... of the stream (SELECTION, task t) as long as candidates are absent.
+
+    The word that the enumeration uses in a large domain is one that no candidate was drawn with: those that failed say
+    something of who is absent.
+    """
 
     def __init__(self, kind: SelectionKind, seed: int, devices: Availability, sizes: Int64 | None) -> None:
         self._kind = kind
@@ -108,15 +113,18 @@ class Selection:
             return None
         if self._kind == "uniform" and self._devices.always_available:
             return domain.kth_idle(int(self._uniform(task) * domain.n_idle))
-        if domain.size > _ENUMERATE:
-            position = self._by_rejection(domain, task, time_s)
-            if position is not None:
-                return position
-        return self._by_enumeration(domain, task, time_s)
+        if domain.size <= _ENUMERATE:
+            return self._by_enumeration(domain, time_s, self._uniform(task))
+        words = self._words(task)
+        position = self._by_rejection(domain, words[:-1], time_s)
+        return self._by_enumeration(domain, time_s, words[-1]) if position is None else position
 
     def next_available_s(self, domain: Domain, time_s: float) -> float:
-        """When the next idle client of the domain becomes available; infinite if never."""
+        """When the next idle client of the domain that can be chosen becomes available; infinite if never."""
         clients = domain.clients(domain.idle())
+        if self._kind == "size":
+            assert self._sizes is not None
+            clients = clients[self._sizes[clients] > 0]
         return float(self._devices.next_available_s(clients, time_s).min()) if clients.size else np.inf
 
     def _uniform(self, task: int) -> float:
@@ -128,13 +136,13 @@ class Selection:
         return self._block[index]
 
     def _words(self, task: int) -> list[float]:
-        words: list[float] = uniforms(self._seed, Purpose.SELECTION, 0, task, _TRIES).tolist()
+        words: list[float] = uniforms(self._seed, Purpose.SELECTION, 0, task, _TRIES + 1).tolist()
         return words
 
-    def _by_rejection(self, domain: Domain, task: int, time_s: float) -> int | None:
+    def _by_rejection(self, domain: Domain, words: list[float], time_s: float) -> int | None:
         if self._kind == "availability":
-            return self._by_pool(domain, task, time_s)
-        for u in self._words(task):
+            return self._by_pool(domain, words, time_s)
+        for u in words:
             position = self._candidate(domain, u)
             if position is not None and self._devices.is_available(domain.client(position), time_s):
                 return position
@@ -147,22 +155,20 @@ class Selection:
         position = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
         return None if domain.is_busy(position) else position
 
-    def _cumulative(self, domain: Domain) -> Int64:
-        cached = getattr(domain, "_cumulative_sizes", None)
-        if cached is None:
+    def _cumulative(self, domain: Domain) -> Float64:
+        """Running sums of the sizes; float64, or every search would cast the whole array first."""
+        if domain.cumulative_sizes is None:
             assert self._sizes is not None
-            cached = np.cumsum(self._sizes[domain.clients(np.arange(domain.size))])
-            domain._cumulative_sizes = cached  # type: ignore[attr-defined]
-        result: Int64 = cached
-        return result
+            sizes = self._sizes[domain.clients(np.arange(domain.size))]
+            domain.cumulative_sizes = np.cumsum(sizes).astype(np.float64)
+        return domain.cumulative_sizes
 
-    def _by_pool(self, domain: Domain, task: int, time_s: float) -> int | None:
-        """By availability in a large domain: among `_TRIES` uniform candidates, by the time their window still lasts."""
-        words = self._words(task)
+    def _by_pool(self, domain: Domain, words: list[float], time_s: float) -> int | None:
+        """By availability in a large domain: among uniform candidates, by the time that their windows still last."""
         pool = np.array([domain.kth_idle(int(u * domain.n_idle)) for u in words[1:]], dtype=np.int64)
         return self._weighted(pool, self._devices.remaining_s(domain.clients(pool), time_s), words[0])
 
-    def _by_enumeration(self, domain: Domain, task: int, time_s: float) -> int | None:
+    def _by_enumeration(self, domain: Domain, time_s: float, u: float) -> int | None:
         positions = domain.idle()
         clients = domain.clients(positions)
         if self._kind == "availability":
@@ -172,7 +178,7 @@ class Selection:
             if self._kind == "size":
                 assert self._sizes is not None
                 weights *= self._sizes[clients]
-        return self._weighted(positions, weights, self._uniform(task))
+        return self._weighted(positions, weights, u)
 
     @staticmethod
     def _weighted(positions: Int64, weights: Float64, u: float) -> int | None:

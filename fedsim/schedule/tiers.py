@@ -1,4 +1,4 @@
-"""Tiers: clients ranked by the expected time of a task, cut into equal parts, fastest first (TiFL, Chai et al. 2020)."""
+"""Tiers: clients ranked by the expected time of a task, in equal parts, fastest first (TiFL, Chai et al. 2020)."""
 
 from __future__ import annotations
 

@@ -186,11 +186,15 @@ PartitionConfig = Annotated[
 
 
 class ConstantLaw(Section):
+    """The same value every time."""
+
     law: Literal["constant"]
     mean: NonNegative
 
 
 class ExponentialLaw(Section):
+    """Exponential of the given mean."""
+
     law: Literal["exponential"]
     mean: Positive
 
@@ -254,6 +258,8 @@ class LinkConfig(Section):
 
 
 class AlwaysAvailable(Section):
+    """Every client is always there."""
+
     kind: Literal["always"]
 
 
@@ -297,6 +303,8 @@ class LogisticModel(Section):
 
 
 class MlpModel(Section):
+    """Linear layers of these widths with ReLU, then a linear layer."""
+
     kind: Literal["mlp"]
     hidden: list[Count] = Field(default=[200], min_length=1, max_length=32)
 
@@ -395,6 +403,8 @@ ScheduleConfig = Annotated[
 
 
 class SgdOptimizer(Section):
+    """Stochastic gradient descent with momentum and weight decay, as torch's."""
+
     kind: Literal["sgd"]
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -424,6 +434,8 @@ class DecayConfig(Section):
 
 
 class PlainObjective(Section):
+    """The task's loss and nothing else."""
+
     kind: Literal["plain"]
 
 
@@ -476,6 +488,8 @@ class FedAvgRule(Section):
 
 
 class ConstantStaleness(Section):
+    """1: stale updates count like fresh ones."""
+
     kind: Literal["constant"]
 
 

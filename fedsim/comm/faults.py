@@ -2,6 +2,7 @@
 
     FEDSIM_INJECT="sleep:0.02"          every worker sleeps before each group, 20 ms on average (exponential)
     FEDSIM_INJECT="sleep:0.02@1,3"      only the workers of rank 1 and 3
+    FEDSIM_INJECT="raise:5@2"           the worker of rank 2 raises an exception before its fifth group
 
 Delays change when things happen, never what is computed.
 """
@@ -16,7 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.seeding import Purpose, generator
 
 VARIABLE = "FEDSIM_INJECT"
-_FORM = re.compile(r"sleep:(?P<mean>\d+(\.\d*)?|\.\d+)(@(?P<ranks>\d+(,\d+)*))?")
+_FORM = re.compile(r"(?P<what>sleep|raise):(?P<value>\d+(\.\d*)?|\.\d+)(@(?P<ranks>\d+(,\d+)*))?")
 
 
 def nothing() -> None:
@@ -33,10 +34,26 @@ def before_group(text: str, rank: int, sleep: Callable[[float], None] = time.sle
         return nothing
     match = _FORM.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{VARIABLE}: got {text!r}, allowed: sleep:SECONDS or sleep:SECONDS@RANK,RANK")
+        raise ConfigError(
+            f"{VARIABLE}: got {text!r}, allowed: sleep:SECONDS or raise:GROUP, followed by @RANK,RANK or nothing"
+        )
     ranks = match["ranks"]
     if ranks is not None and rank not in map(int, ranks.split(",")):
         return nothing
-    mean_s = float(match["mean"])
+    if match["what"] == "raise":
+        return _Raise(int(float(match["value"])))
+    mean_s = float(match["value"])
     draws = generator(0, Purpose.INJECTION, client=rank)
     return lambda: sleep(float(draws.exponential(mean_s)))
+
+
+class _Raise:
+    """Raises an exception at its n-th call."""
+
+    def __init__(self, n: int) -> None:
+        self._n_left = n
+
+    def __call__(self) -> None:
+        self._n_left -= 1
+        if self._n_left == 0:
+            raise RuntimeError(f"{VARIABLE} asked for this exception")

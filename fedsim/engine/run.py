@@ -63,10 +63,11 @@ class Caller:
 
 @dataclass(frozen=True)
 class _Here:
-    """This rank: its device, and what all ranks said of themselves."""
+    """This rank: its device, what all ranks said of themselves, and the trouble that it was told to make."""
 
     device: torch.device
     statements: Sequence[Statement]
+    before_group: Callable[[], None]
 
 
 def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Caller) -> Ending | None:
@@ -146,8 +147,9 @@ def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
     from fedsim.training import device as devices
 
     host = platform.node()
-    made, chosen = None, None
+    made, chosen, before_group = None, None, faults.nothing
     try:
+        before_group = faults.before_group(os.environ.get(faults.VARIABLE, ""), world.rank)
         made = make()
         wish = "cpu" if world.size > 1 and world.rank == 0 else made.config.device  # the server holds no GPU
         chosen = devices.choose(wish, devices.local_rank(os.environ), os.environ)
@@ -165,7 +167,7 @@ def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
         mine = Statement(world.rank, host, error=str(error), error_type=type(error))
     statements = agree(mine, _gather(world), made is not None and made.config.allow_mixed)
     assert made is not None and chosen is not None
-    return made, _Here(chosen, statements)
+    return made, _Here(chosen, statements, before_group)
 
 
 def _gather(world: World) -> Callable[[Statement], list[Statement]]:
@@ -175,25 +177,39 @@ def _gather(world: World) -> Callable[[Statement], list[Statement]]:
     return lambda mine: comm.allgather(mine)
 
 
-def _claim(folder: Path, config: RunConfig, world: World) -> None:
-    """Makes the run's folder, on rank zero; every rank learns whether that worked.
+def _claim(folder: Path, made: Plan, here: _Here, caller: Caller) -> RecordWriter | None:
+    """The run's new folder with its configuration and record, on rank zero; every rank learns whether that worked.
 
     Raises:
-        RecordError: the folder is there already, or cannot be made.
+        RecordError: the folder is there already, or cannot be written; the same on every rank.
     """
-    problem = ""
-    if world.rank == 0:
+    record, problem = None, ""
+    if caller.world.rank == 0:
         try:
-            folder.mkdir(parents=True)
-            (folder / CONFIG_NAME).write_text(configfile.resolved_text(config), encoding="utf-8")
-        except FileExistsError:
-            problem = f"{folder}: exists already; give --out another folder, or another name with --set name=..."
-        except OSError as error:
-            problem = f"{folder}: cannot be made: {error.strerror}"
-    if world.comm is not None:
-        problem = world.comm.bcast(problem, root=0)
+            record = _new_record(folder, made, here, caller)
+        except RecordError as error:
+            problem = str(error)
+    if caller.world.comm is not None:
+        problem = caller.world.comm.bcast(problem, root=0)
     if problem:
         raise RecordError(problem)
+    return record
+
+
+def _new_record(folder: Path, made: Plan, here: _Here, caller: Caller) -> RecordWriter:
+    from fedsim.record.writer import RecordWriter
+
+    try:
+        folder.mkdir(parents=True)
+        (folder / CONFIG_NAME).write_text(configfile.resolved_text(made.config), encoding="utf-8")
+    except FileExistsError:
+        raise RecordError(
+            f"{folder}: exists already; give --out another folder, or another name with --set name=..."
+        ) from None
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot be made: {error.strerror}") from None
+    path, flush_s = folder / "record-000.h5", made.config.record.flush_s
+    return RecordWriter(path, _provenance(made, here, caller), _record_plan(made), flush_s)
 
 
 # --------------------------------------------------------------------------------------------- the two roles
@@ -202,19 +218,19 @@ def _claim(folder: Path, config: RunConfig, world: World) -> None:
 def _on_all_ranks(
     made: Plan, here: _Here, folder: Path, caller: Caller, recorded: ReplaySchedule | None
 ) -> Ending | None:
-    _claim(folder, made.config, caller.world)
+    record = _claim(folder, made, here, caller)
     clock = WallClock()
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
         transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock))
-        return _serve(made, here, folder, caller, recorded, transport, clock)
+        return _serve(made, record, folder, caller, recorded, transport, clock)
     from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
 
     channels = Channels.open(caller.world.comm)
     if caller.world.rank == 0:
         transport = MpiTransport(channels, made.layout.n_parameters, _metric_names())
-        return _serve(made, here, folder, caller, recorded, transport, clock)
+        return _serve(made, record, folder, caller, recorded, transport, clock)
     worker = _worker(made, here, caller.world.rank - 1, caller.world.rank, clock)
     WorkerChannel(channels, worker, made.layout.n_parameters, clock).serve()
     return None
@@ -252,13 +268,13 @@ def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], 
         trainer=trainer,
         evaluator=Evaluator(config, made.population, made.module, here.device, shards),
         clock=clock,
-        before_group=faults.before_group(os.environ.get(faults.VARIABLE, ""), rank),
+        before_group=here.before_group,
     )
 
 
 def _serve(
     made: Plan,
-    here: _Here,
+    record: RecordWriter | None,
     folder: Path,
     caller: Caller,
     recorded: ReplaySchedule | None,
@@ -267,11 +283,8 @@ def _serve(
 ) -> Ending:
     """Rank zero: the record, the server, and the end of both, whatever happens."""
     from fedsim.record.join import join
-    from fedsim.record.writer import RecordWriter
 
-    record = RecordWriter(
-        folder / "record-000.h5", _provenance(made, here, caller), _record_plan(made), made.config.record.flush_s
-    )
+    assert record is not None
     server, vitals = _server(made, folder, caller, recorded, transport, record, clock)
     status, error = "failed", None
     try:

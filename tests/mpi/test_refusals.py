@@ -112,3 +112,17 @@ def test_training_that_diverges_names_the_task(n: int, start: Any, summary: Any,
     for word in ("client", "task", "version", "step"):
         assert word in line
     assert summary(tmp_path / "run")["status"] == "failed"
+
+
+def test_an_exception_at_a_worker_ends_all_ranks(start: Any, summary: Any, tmp_path: Path) -> None:
+    words = ("run", "configs/heart-async.yaml", "--out", str(tmp_path / "run"), "--quiet")
+    done = start(3, *words, env={"FEDSIM_INJECT": "raise:5@2"})
+    assert done.returncode == 70, f"exit code {done.returncode}\n{done.stderr}"
+    assert f"### worker 2 on {platform.node()}" in done.stderr
+    assert "RuntimeError: FEDSIM_INJECT asked for this exception" in done.stderr
+    assert summary(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_wrong_injection_is_refused(start: Any, tmp_path: Path) -> None:
+    words = ("run", "configs/heart-async.yaml", "--out", str(tmp_path / "run"), "--quiet")
+    _assert_refused(start(3, *words, env={"FEDSIM_INJECT": "slep:1"}), "FEDSIM_INJECT", "slep:1", "sleep:SECONDS")

@@ -33,6 +33,7 @@ from fedsim.errors import FedsimError, StalledError
 from fedsim.types import Float32
 
 _PIECE = 2**28  # elements a message at the most: 1 GiB, far below the 2**31 that counts can hold
+_BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
 
 class _Pending(NamedTuple):
@@ -55,6 +56,13 @@ class Channels(NamedTuple):
     def open(cls, comm: MPI.Intracomm) -> Channels:
         """Duplicates of `comm`; collective."""
         return cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup())
+
+
+def bundles(n_versions: int, n_parameters: int) -> list[int]:
+    """How many versions travel in each message: both ends count alike."""
+    most = max(1, _BUNDLE // n_parameters)
+    full, rest = divmod(n_versions, most)
+    return [most] * full + [rest] * (rest > 0)
 
 
 def _pieces(flat: Any) -> list[Any]:
@@ -107,8 +115,11 @@ class MpiTransport:
         data = wire.encode_command(command)
         rank, outbox = worker + 1, self._outboxes[worker]
         outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
-        for vector_P in versions:
-            outbox.put(_isend(self._channels.versions, vector_P, rank), vector_P)
+        start = 0
+        for n in bundles(len(versions), self._n_parameters):
+            flat = versions[start] if n == 1 else np.concatenate(versions[start : start + n])
+            outbox.put(_isend(self._channels.versions, flat, rank), flat)
+            start += n
 
     def poll(self) -> Sequence[Message]:
         for outbox in self._outboxes:
@@ -197,7 +208,7 @@ class WorkerChannel:
         self._clock = clock
         self._buffer = np.empty(wire.COMMAND_BYTES, np.uint8)
         self._receive = channels.commands.Irecv(self._buffer, source=0)
-        self._coming: deque[tuple[int, list[MPI.Request], Float32]] = deque()
+        self._coming: deque[tuple[Sequence[int], list[MPI.Request], Float32]] = deque()
         self._jobs: deque[Command] = deque()
         self._outbox = Outbox()
         self._stopped = False
@@ -237,10 +248,13 @@ class WorkerChannel:
         self._receive = self._channels.commands.Irecv(self._buffer, source=0)
         self._core.forget(command.forget)
         self._core.drop(command.drop)
-        for version in command.coming:
-            vector_P = np.empty(self._n_parameters, dtype=np.float32)
-            self._coming.append((version, _irecv(self._channels.versions, vector_P, 0), vector_P))
-            self._core.counters.received_bytes += vector_P.nbytes
+        start = 0
+        for n in bundles(len(command.coming), self._n_parameters):
+            rows = empty_rows(n, self._n_parameters)
+            requests = _irecv(self._channels.versions, rows.reshape(-1), 0)
+            self._coming.append((command.coming[start : start + n], requests, rows))
+            self._core.counters.received_bytes += rows.nbytes
+            start += n
         if command.fetch:
             self._jobs.appendleft(Command(fetch=command.fetch))
         if command.tasks or command.evaluate != NO_VERSION:
@@ -248,15 +262,16 @@ class WorkerChannel:
 
     def _learn_arrived(self) -> None:
         while self._coming and all(request.Test() for request in self._coming[0][1]):
-            version, _, vector_P = self._coming.popleft()
-            self._core.learn(version, vector_P)
+            versions, _, rows = self._coming.popleft()
+            for version, vector_P in zip(versions, rows, strict=True):
+                self._core.learn(version, vector_P)
 
     def _await_versions(self, command: Command) -> None:
         """Returns when the versions that a command needs are in; waiting counts as waiting."""
         needed = {command.evaluate, *(task.base_version for task in command.tasks)}
         backoff = Backoff(cap_s=1e-4)
         self._learn_arrived()
-        while any(version in needed for version, _, _ in self._coming):
+        while any(not needed.isdisjoint(versions) for versions, _, _ in self._coming):
             self._wait(backoff)
             self._outbox.advance()
             self._learn_arrived()

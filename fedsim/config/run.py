@@ -1,0 +1,138 @@
+"""A whole run: the sections above, evaluation, stops, memory, record, and what goes together with what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedsim.config.aggregation import AggregationConfig
+from fedsim.config.base import Bytes, Count, CountOrZero, PositiveSeconds, Section
+from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
+from fedsim.config.devices import DevicesConfig
+from fedsim.config.models import ModelConfig
+from fedsim.config.schedule import ScheduleConfig
+from fedsim.config.training import TrainingConfig
+
+
+class EvaluationConfig(Section):
+    """When the model is tested. `clients: true` scores every client's own test set, where there are some.
+
+    What reads an evaluation takes effect `lag_versions` later; the server waits for a result that is late.
+    """
+
+    every_versions: Count | None = 10
+    lag_versions: CountOrZero = 1
+    clients: bool = True
+    batch_size: Annotated[int, Field(ge=1, le=2**24)] = 256
+
+
+class TargetConfig(Section):
+    """Stop once the mean of a metric over the evaluated test sets reaches `value`."""
+
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    value: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class StopConfig(Section):
+    """The run ends at whichever comes first; at least one must be given."""
+
+    versions: Count | None = None
+    updates: Count | None = None
+    virtual_s: PositiveSeconds | None = None
+    wall_s: PositiveSeconds | None = None
+    target: TargetConfig | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if all(getattr(self, name) is None for name in ("versions", "updates", "virtual_s", "wall_s")):
+            raise ValueError("at least one of versions, updates, virtual_s and wall_s must be given")
+        return self
+
+
+class MemoryConfig(Section):
+    """Bounds, in bytes; each is raised to the least that works (one update, one group, one version)."""
+
+    server_updates_bytes: Bytes = 2**30
+    server_versions_bytes: Bytes = 2**30
+    worker_updates_bytes: Bytes = 2**30
+    worker_versions_bytes: Bytes = 2**30
+    worker_data_bytes: Bytes = 2**30
+
+
+class RecordConfig(Section):
+    """How often buffered rows reach the disk, and which losses a task reports.
+
+    `running`: of the first and last batch met in training; `full`: of the whole shard before and after.
+    """
+
+    flush_s: PositiveSeconds = 2.0
+    losses: Literal["running", "full", "none"] = "running"
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    clock: Literal["virtual", "wall"] = "virtual"
+    data: DataConfig
+    partition: PartitionConfig = NaturalPartition(kind="natural")
+    devices: DevicesConfig = DevicesConfig()
+    model: ModelConfig
+    training: TrainingConfig
+    schedule: ScheduleConfig
+    aggregation: AggregationConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    stop: StopConfig
+    placement: Literal["home", "balanced", "dynamic"] = "home"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    stall_timeout_s: PositiveSeconds = 600.0
+    allow_mixed: bool = False
+    memory: MemoryConfig = MemoryConfig()
+    record: RecordConfig = RecordConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self._check_partition()
+        if self.clock == "wall":
+            self._check_wall()
+        self._check_rule()
+        if self.stop.target is not None and self.evaluation.every_versions is None:
+            raise ValueError("stop.target reads evaluations: evaluation.every_versions must be given")
+        return self
+
+    def _check_wall(self) -> None:
+        if self.stop.virtual_s is not None:
+            raise ValueError("stop.virtual_s needs clock: virtual, got wall (use wall_s)")
+        if self.devices != DevicesConfig():
+            raise ValueError("devices simulates delays, loss and absence: it needs clock: virtual, got wall")
+        if self.schedule.policy == "tiers":
+            raise ValueError("schedule.policy tiers ranks simulated devices: it needs clock: virtual, got wall")
+
+    def _check_partition(self) -> None:
+        dataset, kind = self.data.dataset, self.partition.kind
+        central = dataset in ("digits", "idx", "npz")
+        if central and kind == "natural":
+            raise ValueError(
+                f"data set '{dataset}' has no clients of its own: "
+                "partition.kind must be one of iid, dirichlet, shards, quantity"
+            )
+        if not central and kind != "natural":
+            raise ValueError(f"data set '{dataset}' has its own clients: partition.kind must be natural, got {kind}")
+
+    def _check_rule(self) -> None:
+        rule, policy = self.aggregation.rule, self.schedule.policy
+        if rule == "k-async" and policy == "async":
+            raise ValueError("aggregation.rule k-async needs schedule.policy k-async or buffered, got async")
+        if rule == "fedbuff" and policy not in ("buffered", "k-async", "window", "tiers"):
+            raise ValueError(
+                "aggregation.rule fedbuff needs a buffer: schedule.policy buffered (or k-async, window, tiers), "
+                f"got {policy}"
+            )
+        if rule == "fedasync" and policy != "async":
+            raise ValueError(
+                "aggregation.rule fedasync makes a version of every arrival: schedule.policy must be async, "
+                f"got {policy}"
+            )

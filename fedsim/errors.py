@@ -41,11 +41,11 @@ class LaunchError(FedsimError):
 
 
 class ClientError(FedsimError):
-    """A client whose training came to nothing, such as a loss that is no number; names client, task, version and step."""
+    """A client whose training failed, as with a loss that is no number; names client, task, version and step."""
 
 
 class WorkerError(FedsimError):
-    """A worker that met an exception that nobody expected; the text is its traceback under the worker's name."""
+    """An exception at a worker that nobody expected; the text is its traceback under the worker's name."""
 
     exit_code = EXIT_BUG
 

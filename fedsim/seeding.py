@@ -1,9 +1,9 @@
 """Random streams keyed by (seed, purpose, client, task): the same value wherever and whenever it is asked for.
 
 `bits` and `uniforms` are Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
-over arrays of keys: one call serves a whole group, and gives what one call a key would give. The generator's 64-bit key is a mix of
-seed and purpose; its 128-bit counter holds client, task and the index inside the stream. `generator` is numpy's own
-generator for a key, for long streams such as a client's data: 15 us to build, then fast.
+over arrays of keys: one call serves a whole group, and gives what one call a key would give. The generator's 64-bit
+key is a mix of seed and purpose; its 128-bit counter holds client, task and the index inside the stream. `generator` is
+numpy's own generator for a key, for long streams such as a client's data: 15 us to build, then fast.
 
 Nothing here has a state. Adding a purpose never moves another purpose's values.
 """

@@ -64,7 +64,7 @@ class Task(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happens in the federation, ordered by (time, kind, number); number is the task's, or the timer's."""
+    """Something that happens in the federation, ordered by (time, kind, number of the task or timer)."""
 
     time_s: float
     kind: EventKind

@@ -48,7 +48,13 @@ def _parts(launcher: list[str], programs: Sequence[tuple[int, Sequence[str]]]) -
 
 def _run(words: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, env=_environment(env), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+        words,
+        env=_environment(env),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
     )
 
 

@@ -105,7 +105,8 @@ def test_a_folder_that_is_there_already(start: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_training_that_diverges_names_the_task(n: int, start: Any, summary: Any, tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "a", CONFIG.replace("0.1}, batch_size: 4, epochs: 1", "3.0e+38}, batch_size: 4, epochs: 20"))
+    wild = CONFIG.replace("0.1}, batch_size: 4, epochs: 1", "3.0e+38}, batch_size: 4, epochs: 20")
+    folder = _folder(tmp_path / "a", wild)
     done = start(n, "run", str(folder / "c.yaml"), "--out", str(tmp_path / "run"), "--quiet")
     assert done.returncode == 2, f"exit code {done.returncode}\n{done.stderr}"
     [line] = _ours(done)

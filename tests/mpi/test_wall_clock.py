@@ -1,4 +1,4 @@
-"""On the wall clock updates are applied as they come; a replay trains what happened once more and reaches the same bits."""
+"""On the wall clock updates are applied as they come; a replay trains what happened again and reaches the same bits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_a_replay_reaches_the_same_bits(
             assert again[key] == live[key], key
 
 
-def test_a_stop_by_wall_seconds_ends_as_stopped(ran: Ran, start: Any, summary: Any, config: str, tmp_path: Path) -> None:
+def test_a_stop_by_wall_seconds_ends_as_stopped(
+    ran: Ran, start: Any, summary: Any, config: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     live = ran(3, run, config, "stop.versions=1000000", "stop.wall_s=2.0", "training.group_size=2")
     assert live["status"] == "stopped"

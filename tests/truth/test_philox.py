@@ -1,4 +1,4 @@
-"""The random streams: Philox against its authors' known answers, bulk against one at a time, keys against each other."""
+"""The random streams: Philox against its authors' known answers, bulk against single draws, keys against each other."""
 
 from __future__ import annotations
 

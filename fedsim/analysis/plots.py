@@ -69,8 +69,9 @@ def _draw_metric(axes: Axes, run: Run, name: str) -> None:
     """A metric over time: the clients' lines or, of many, their range; the clients' mean; the pooled test set."""
     columns = run.columns("evaluations", ["version", "virtual_s", "wall_s", "client", name])
     order = np.argsort(columns["version"], kind="stable")
-    columns = {key: values[order] for key, values in columns.items()}
     times_s, clock = _times(columns)
+    order = order[np.isfinite(times_s[order])]
+    times_s, columns = times_s[order], {key: values[order] for key, values in columns.items()}
     unit, seconds = _time_unit(times_s)
     axes.set_xlabel(f"{clock} time ({unit})")
     axes.set_ylabel(f"{name} on the test set" if name == "loss" else name)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -19,6 +20,9 @@ import numpy as np
 from fedsim.errors import RecordError
 from fedsim.record.provenance import Attribute
 from fedsim.record.schema import Column
+from fedsim.record.settled import SettledFile
+
+Result = TypeVar("Result")
 
 MAX_CHUNK_BYTES = 4 * 2**20
 MAX_TEXT_BYTES = 64 * 2**20
@@ -26,25 +30,42 @@ MAX_ATTRIBUTES = 512
 MAX_ATTRIBUTE_BYTES = 65536
 _DEFLATE_RATIO = 1040  # the most that deflate can compress, 1032, and room for its header
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+PAUSES_S = (0.01, 0.05)  # between tries to read a live file
 _ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError, OverflowError, MemoryError, AttributeError)
 
 
-@contextlib.contextmanager
-def opened(path: Path, live: bool) -> Iterator[h5py.File]:
-    """The file, open for reading; `live` also opens one that is being written or whose writer was killed.
+def reading(path: Path, read: Callable[[h5py.File], Result]) -> Result:
+    """What `read` makes of the file, which may be finished, live or killed.
 
-    Whatever goes wrong inside is a `RecordError` that names the file.
+    A reader can meet a live file's writer in the middle of a step: it then tries again, a few times. Whatever goes
+    wrong for good is a `RecordError` that names the file.
     """
+    for pause_s in PAUSES_S:
+        with contextlib.suppress(RecordError, *_ERRORS), _opened(path) as file:
+            return read(file)
+        if not path.exists():
+            break
+        time.sleep(pause_s)
     try:
-        with h5py.File(path, "r", swmr=live, locking="best-effort") as file:
-            yield file
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        raise RecordError(f"{path}: no such file") from error
-    except _ERRORS as error:
-        text = " ".join(str(error).split())[:300]
-        raise RecordError(f"{path}: not a readable record: {text or type(error).__name__}") from error
+        with _opened(path) as file:
+            return read(file)
+    except (RecordError, *_ERRORS) as error:
+        raise _explained(path, error) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    with SettledFile(path) as settled, h5py.File(settled, "r") as file:
+        yield file
+
+
+def _explained(path: Path, error: BaseException) -> RecordError:
+    if isinstance(error, RecordError):
+        return RecordError(f"{path}: {error}")
+    if isinstance(error, FileNotFoundError):
+        return RecordError(f"{path}: no such file")
+    text = " ".join(str(error).split())[:300]
+    return RecordError(f"{path}: not a readable record: {text or type(error).__name__}")
 
 
 def group_of(file: h5py.Group, name: str) -> h5py.Group:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import h5py
 
 from fedsim.errors import RecordError
-from fedsim.record import guard, store
-from fedsim.record.pieces import JOINED, attempt_numbers, read_rows
+from fedsim.record import room, store
+from fedsim.record.pieces import JOINED, attempt_numbers, read_columns
 from fedsim.record.provenance import Attribute, Provenance
 from fedsim.record.reader import Run
 from fedsim.record.schema import EVALUATIONS, TABLES, TASKS, Column, RecordPlan, Table
@@ -31,17 +32,19 @@ def join(folder: Path) -> Path:
         raise RecordError(f"{folder}: no attempts to join")
     run = Run(folder, joined=False)
     path = folder / JOINED
-    aside = folder / (JOINED + ".part")
+    aside = store.aside(path)
     try:
-        with h5py.File(aside, "w", libver=store.LIBVER, locking="best-effort") as file:
+        with store.new_file(aside, _provenance(run, numbers[-1]), _plan(run)) as file:
             _fill(file, run, numbers[-1])
+        room.give_back(aside)
         sync(aside)
         aside.replace(path)
         sync(folder)
     except _ERRORS as error:
         raise RecordError(f"{path}: cannot write the record: {one_line(error)}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
     return path
 
 
@@ -49,24 +52,27 @@ def _fill(file: h5py.File, run: Run, last_attempt: int) -> None:
     """Everything that a run has, into a new file."""
     totals = run.totals()
     tables = [run.table(table.name) for table in TABLES]
-    provenance = Provenance(_attributes(run, last_attempt), run.config_text, tuple(run.places))
-    store.create_run(file, provenance, _plan(run))
-    store.put_text(file["run"], "attempts", json.dumps(run.attempts))
+    store.create_run(file, _provenance(run, last_attempt), _plan(run))
+    attempts = json.dumps(run.attempts)
+    room.take(file, len(attempts))
+    store.put_text(file["run"], "attempts", attempts)
     datasets = store.create_tables(file, tables, compressed=True)
     for table in tables:
         for column, dataset in zip(table.columns, datasets[table.name], strict=True):
             _copy(run, table, column, dataset)
     weights = run.weights
     if weights is not None:
+        room.take(file, weights.nbytes)
         store.put_weights(file, weights)
     store.put_totals(file, totals)
     store.put_status(file, run.status)
 
 
-def _attributes(run: Run, last_attempt: int) -> dict[str, Attribute]:
+def _provenance(run: Run, last_attempt: int) -> Provenance:
     """The last attempt's, and how the run stands; a number that does not exist is left out."""
     totals = {name: value for name, value in run.totals()._asdict().items() if value == value}
-    return {**run.attributes, "status": run.status, **totals, "last_attempt": last_attempt}
+    attributes: dict[str, Attribute] = {**run.attributes, "status": run.status, **totals, "last_attempt": last_attempt}
+    return Provenance(attributes, run.config_text, tuple(run.places))
 
 
 def _plan(run: Run) -> RecordPlan:
@@ -85,8 +91,8 @@ def _copy(run: Run, table: Table, column: Column, dataset: h5py.Dataset) -> None
     dataset.resize((run.n_rows(table.name),))
     at = 0
     for piece, kept in run.parts(table.name):
-        with guard.opened(piece.path, piece.live) as source:
-            for first in range(0, kept, _ROWS_AT_ONCE):
-                values = read_rows(source, path, column.dtype, first, min(first + _ROWS_AT_ONCE, kept))
-                dataset[at : at + len(values)] = values
-                at += len(values)
+        for first in range(0, kept, _ROWS_AT_ONCE):
+            (values,) = read_columns(piece, {path: column.dtype}, first, min(first + _ROWS_AT_ONCE, kept))
+            room.take(dataset.file, values.nbytes * 2)  # compressed at worst to a little more
+            dataset[at : at + len(values)] = values
+            at += len(values)

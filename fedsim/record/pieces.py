@@ -48,7 +48,6 @@ class Piece:
     """A record file as it was when it was looked at. `rows` are those of the shortest column, by table."""
 
     path: Path
-    live: bool
     attributes: dict[str, Attribute]
     status: str
     totals: RunTotals
@@ -84,12 +83,12 @@ def pieces_at(path: Path, joined: bool) -> list[Piece]:
         return [_single(path)]
     numbers = attempt_numbers(path)
     if joined and (path / JOINED).exists():
-        piece = look_at(path / JOINED, live=False)
+        piece = look_at(path / JOINED)
         if not numbers or _up_to_date(piece, numbers[-1]):
             return [piece]
     if not numbers:
         raise RecordError(f"{path}: no record in this folder; expected {JOINED} or {attempt_name(0)}")
-    return [look_at(path / attempt_name(number), live=True) for number in numbers]
+    return [look_at(path / attempt_name(number)) for number in numbers]
 
 
 def _up_to_date(joined: Piece, last_attempt: int) -> bool:
@@ -98,25 +97,19 @@ def _up_to_date(joined: Piece, last_attempt: int) -> bool:
 
 
 def _single(path: Path) -> Piece:
-    """One file, whatever its name. An attempt that was never closed opens only as live. Alone, it starts at row 0."""
+    """One file, whatever its name. Alone, an attempt starts at row 0."""
     if not path.exists():
         raise RecordError(f"{path}: no such run folder or record")
-    try:
-        piece = look_at(path, live=False)
-    except RecordError as error:
-        try:
-            piece = look_at(path, live=True)
-        except RecordError:
-            raise error from None
-    return replace(piece, start_rows={})
+    return replace(look_at(path), start_rows={})
 
 
 # ------------------------------------------------------------------------------------------------- looking
 
 
-def look_at(path: Path, live: bool) -> Piece:
+def look_at(path: Path) -> Piece:
     """What a record file holds, without its rows. `RecordError` if it is no record that this version reads."""
-    with guard.opened(path, live) as file:
+
+    def look(file: h5py.File) -> Piece:
         attributes = guard.attributes_of(file)
         schema = attributes.get("schema_version")
         if not isinstance(schema, int):
@@ -126,7 +119,9 @@ def look_at(path: Path, live: bool) -> Piece:
         tables = {table.name: _table_in(file, table) for table in TABLES}
         size = path.stat().st_size
         rows = {name: _table_rows(file, table, size) for name, table in tables.items()}
-        return Piece(path, live, attributes, _status(file), _totals(file), _start_rows(attributes), tables, rows)
+        return Piece(path, attributes, _status(file), _totals(file), _start_rows(attributes), tables, rows)
+
+    return guard.reading(path, look)
 
 
 def _table_in(file: h5py.File, table: Table) -> Table:
@@ -221,13 +216,19 @@ def read_rows(file: h5py.File, path: str, dtype: str, first: int, last: int) -> 
     return values
 
 
+def read_columns(piece: Piece, dtypes: dict[str, str], first: int, last: int) -> list[NDArray[Any]]:
+    """Rows `first` to `last` of the columns at these paths, in these types, with the file opened once."""
+    return guard.reading(
+        piece.path, lambda file: [read_rows(file, path, dtype, first, last) for path, dtype in dtypes.items()]
+    )
+
+
 def wall_s(piece: Piece) -> float:
     """Wall seconds of an attempt: as noted at its end, else the last time that any row of it has, else 0."""
     if piece.totals.wall_s == piece.totals.wall_s:
         return piece.totals.wall_s
     columns = (("tasks", "wall_arrival_s"), ("versions", "wall_s"), ("evaluations", "wall_s"), ("workers", "wall_s"))
-    with guard.opened(piece.path, piece.live) as file:
-        times = [read_rows(file, f"{table}/{name}", "<f8", 0, piece.rows[table]) for table, name in columns]
+    times = [read_columns(piece, {f"{table}/{name}": "<f8"}, 0, piece.rows[table])[0] for table, name in columns]
     largest = largest_number(times)
     return largest if largest == largest else 0.0
 

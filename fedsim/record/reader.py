@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import RecordError
 from fedsim.record import guard
-from fedsim.record.pieces import Piece, kept_rows, largest_number, pieces_at, read_rows, wall_s
+from fedsim.record.pieces import Piece, kept_rows, largest_number, pieces_at, read_columns, wall_s
 from fedsim.record.provenance import Attribute, RankPlace
 from fedsim.record.schema import TABLES, RunTotals, Table, Tensors, table_named
 from fedsim.types import Float32, Outcome
@@ -120,10 +120,11 @@ class Run:
                 raise RecordError(f"table {table} has no column '{name:.80}'; allowed: {', '.join(known)}")
         parts: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, known[name].dtype)] for name in names}
         for piece, kept in self.parts(table):
-            if kept:
-                with guard.opened(piece.path, piece.live) as file:
-                    for name in names:
-                        parts[name].append(read_rows(file, f"{table}/{name}", known[name].dtype, 0, kept))
+            if not kept:
+                continue
+            dtypes = {f"{table}/{name}": known[name].dtype for name in names}
+            for part, values in zip(parts.values(), read_columns(piece, dtypes, 0, kept), strict=True):
+                part.append(values)
         return {name: np.concatenate(part) for name, part in parts.items()}
 
     def frame(self, table: str) -> pandas.DataFrame:
@@ -206,9 +207,7 @@ class Run:
     def _last(self, key: str, read: Callable[[h5py.File], Any]) -> Any:
         """What `read` finds in the last attempt's file, remembered until `refresh`."""
         if key not in self._cache:
-            piece = self._pieces[-1]
-            with guard.opened(piece.path, piece.live) as file:
-                self._cache[key] = read(file)
+            self._cache[key] = guard.reading(self._pieces[-1].path, read)
         return self._cache[key]
 
     def totals(self) -> RunTotals:

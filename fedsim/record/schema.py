@@ -30,7 +30,7 @@ STATUSES = ("running", "done", "stopped", "stalled", "failed")
 
 STATUS_BYTES = 16
 MAX_EXTRA_COLUMNS = 256
-_CHUNK_BYTES = 32 * 1024
+_CHUNK_BYTES = 16 * 1024
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
@@ -53,7 +53,7 @@ class Column:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows a chunk: 32 KiB of them, at least 32."""
+        """Rows a chunk: 16 KiB of them, at least 32."""
         return max(32, _CHUNK_BYTES // self.itemsize)
 
 

@@ -7,12 +7,15 @@ Files are in the format of HDF5 1.10, which old clusters read.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from fedsim.record import room
 from fedsim.record.provenance import Attribute, Provenance
 from fedsim.record.schema import NO_TOTALS, STATUS_BYTES, Column, RecordPlan, RunTotals, Table
 
@@ -20,6 +23,21 @@ LIBVER = ("v110", "v110")
 WEIGHTS_CHUNK = 65536
 MAX_ATTRIBUTE_BYTES = 16384  # an object header's message holds 64 KiB
 GZIP_LEVEL = 4
+
+
+def aside(path: Path) -> Path:
+    """Where a file is made before it gets its name: beside it, and this process's own."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def new_file(path: Path, provenance: Provenance, plan: RecordPlan) -> h5py.File:
+    """An empty file, with room on the disk for what is created in it. `OSError` without."""
+    n_texts = len(provenance.config_text) + sum(map(len, plan.client_names)) + 256 * len(provenance.places)
+    n_bytes = room.RESERVE_BYTES + 4 * n_texts + 4096 * len(plan.rule_scalars + plan.metrics) + 256 * len(plan.layout)
+    room.try_out(path, n_bytes)
+    file = h5py.File(path, "w", libver=LIBVER, locking="best-effort")
+    room.take(file, n_bytes)
+    return file
 
 
 def create_tables(file: h5py.File, tables: Iterable[Table], compressed: bool) -> dict[str, list[h5py.Dataset]]:

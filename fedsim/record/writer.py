@@ -18,9 +18,10 @@ import h5py
 import numpy as np
 
 from fedsim.errors import RecordError
-from fedsim.record import store
+from fedsim.record import room, store
 from fedsim.record.provenance import Provenance
 from fedsim.record.schema import STATUSES, Column, RecordPlan, RunTotals, Table, table_named
+from fedsim.record.settled import settle
 from fedsim.types import Float32
 
 Row = Sequence[int | float | str]
@@ -48,7 +49,12 @@ class RecordWriter:
         self._tables = {table.name: table for table in plan.tables()}
         self._buffers: dict[str, list[Row]] = {name: [] for name in self._tables}
         self._written = dict.fromkeys(self._tables, 0)
+        self._chunk_bytes = {
+            name: sum(column.itemsize * column.chunk_rows for column in table.columns)
+            for name, table in self._tables.items()
+        }
         self._file, self._columns = _create(path, provenance, plan)
+        self._lock = _locked(path)
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -123,9 +129,11 @@ class RecordWriter:
             if totals is not None:
                 store.put_totals(file, totals)
             if weights_P is not None:
+                _take_room(file, weights_P.nbytes)
                 store.put_weights(file, weights_P)
             store.put_status(file, status)
             file.close()
+            self._release()
             sync(self.path)
         except _HDF5_ERRORS as error:
             raise self._failed(error) from error
@@ -139,16 +147,25 @@ class RecordWriter:
                 store.put_status(file, status)
             with contextlib.suppress(*_HDF5_ERRORS):
                 file.close()
+                self._release()
+
+    def _release(self) -> None:
+        """Gives back the room that is left, and lets others write."""
+        room.give_back(self.path)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write(self, table: str) -> None:
         """Moves a table's buffer to the disk, a column at a time, and publishes it."""
-        self._open_file()
+        file = self._open_file()
         rows = self._buffers[table]
         if not rows:
             return
         blocks = _blocks(self._tables[table], rows)
         first, last = self._written[table], self._written[table] + len(rows)
         try:
+            _take_room(file, sum(block.nbytes for block in blocks) + self._chunk_bytes[table])
             for dataset, block in zip(self._columns[table], blocks, strict=True):
                 dataset.resize((last,))
                 dataset[first:last] = block
@@ -172,16 +189,17 @@ class RecordWriter:
 
 def _create(path: Path, provenance: Provenance, plan: RecordPlan) -> tuple[h5py.File, dict[str, list[h5py.Dataset]]]:
     """The live file and its columns. It gets its name only when it is complete and can be read."""
-    aside = path.with_name(path.name + ".part")
+    aside = store.aside(path)
     file = None
     try:
         if path.exists():
             raise RecordError(f"{path}: exists already; a record is never written over")
-        file = h5py.File(aside, "w", libver=store.LIBVER, locking="best-effort")
+        file = store.new_file(aside, provenance, plan)
         store.create_run(file, provenance, plan)
         columns = store.create_tables(file, plan.tables(), compressed=False)
         file.swmr_mode = True
-        file.flush()
+        _take_room(file, 0)
+        settle(file.id.get_vfd_handle())
         _name(aside, path)
     except FileExistsError as error:
         _drop(file, aside)
@@ -192,10 +210,29 @@ def _create(path: Path, provenance: Provenance, plan: RecordPlan) -> tuple[h5py.
     return file, columns
 
 
+def _take_room(file: h5py.File, n_bytes: int) -> None:
+    """Room on the disk for this many bytes, and a superblock that lets others read them."""
+    if room.take(file, n_bytes):
+        settle(file.id.get_vfd_handle())
+
+
+def _locked(path: Path) -> int | None:
+    """A shared lock for as long as the returned descriptor is open: HDF5 opens such a file, but not for writing."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def _drop(file: h5py.File | None, aside: Path) -> None:
-    """Removes a file that this process began to create; one that it could not open belongs to somebody else."""
-    if file is not None:
-        with contextlib.suppress(*_HDF5_ERRORS):
+    """Removes a file whose creation failed."""
+    with contextlib.suppress(*_HDF5_ERRORS):
+        if file is not None:
             file.close()
         aside.unlink(missing_ok=True)
 

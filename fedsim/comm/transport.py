@@ -138,9 +138,11 @@ class WorkerCore(Protocol):
 
 
 class Backoff:
-    """Sleeps between polls that found nothing: 10 us, doubling to a cap; `reset` after one that found something.
+    """Sleeps between polls that found nothing, doubling to a cap; `reset` after one that found something.
 
-    The cap bounds both the latency of an idle rank and the share of a core that polling costs.
+    The first sleep is an eighth of the time usually slept before something came, at least `floor_s`: so a rank that
+    hears from others every 20 ms does not wake up a dozen times for it, and one that hears from them all the
+    time is there at once. The cap bounds the latency of a rank that was idle for long.
     """
 
     def __init__(
@@ -149,13 +151,20 @@ class Backoff:
         self._cap_s = cap_s
         self._floor_s = floor_s
         self._sleep = sleep
+        self._slept_s = 0.0
+        self._usual_s = 0.0
         self._next_s = floor_s
 
     def reset(self) -> None:
-        self._next_s = self._floor_s
+        """Something was found."""
+        self._usual_s += 0.25 * (self._slept_s - self._usual_s)
+        self._slept_s = 0.0
+        self._next_s = min(max(self._usual_s / 8.0, self._floor_s), self._cap_s)
 
     def sleep(self) -> None:
+        """Nothing was found."""
         self._sleep(self._next_s)
+        self._slept_s += self._next_s
         self._next_s = min(2.0 * self._next_s, self._cap_s)
 
 

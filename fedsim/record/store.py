@@ -21,6 +21,7 @@ from fedsim.record.schema import NO_TOTALS, STATUS_BYTES, Column, RecordPlan, Ru
 
 LIBVER = ("v110", "v110")
 WEIGHTS_CHUNK = 65536
+CHUNK_CACHE_BYTES = 32768  # a column: two chunks; rows are only added, and HDF5 2 would keep 8 MiB of each column
 MAX_ATTRIBUTE_BYTES = 16384  # an object header's message holds 64 KiB
 GZIP_LEVEL = 4
 
@@ -35,7 +36,7 @@ def new_file(path: Path, provenance: Provenance, plan: RecordPlan) -> h5py.File:
     n_texts = len(provenance.config_text) + sum(map(len, plan.client_names)) + 256 * len(provenance.places)
     n_bytes = room.RESERVE_BYTES + 4 * n_texts + 4096 * len(plan.rule_scalars + plan.metrics) + 256 * len(plan.layout)
     room.try_out(path, n_bytes)
-    file = h5py.File(path, "w", libver=LIBVER, locking="best-effort")
+    file = h5py.File(path, "w", libver=LIBVER, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
     room.take(file, n_bytes)
     return file
 

@@ -11,44 +11,56 @@ from fedsim.comm.wire import MAX_TASKS
 class Shelves:
     """The versions at each worker, with the number of posted tasks and evaluations that use them there.
 
-    A worker keeps at most `bound` versions, more only while evaluations pin them.
+    A worker keeps at most `bound` versions, and one more for each evaluation under way there.
     """
 
     def __init__(self, n_workers: int, bound: int) -> None:
         self._bound = bound
         self._users: list[dict[int, int]] = [{} for _ in range(n_workers)]
-        self._n_pinned = [0] * n_workers
+        self._tasks: list[dict[int, int]] = [{} for _ in range(n_workers)]  # the users that are tasks, where there are
         self._holders: dict[int, set[int]] = {}
         self._to_forget: list[dict[int, None]] = [{} for _ in range(n_workers)]  # in order
 
     def room(self, worker: int) -> int:
-        """How many further versions may be pinned at a worker."""
-        return self._bound - self._n_pinned[worker]
+        """For how many further versions tasks may be posted to a worker."""
+        return self._bound - len(self._tasks[worker])
 
-    def is_pinned(self, worker: int, version: int) -> bool:
-        """Whether something posted there uses the version."""
-        return bool(self._users[worker].get(version))
+    def is_used_by_tasks(self, worker: int, version: int) -> bool:
+        """Whether a task posted there uses the version."""
+        return version in self._tasks[worker]
+
+    def pin_for_task(self, worker: int, version: int) -> bool:
+        """`pin`, by a task."""
+        tasks = self._tasks[worker]
+        tasks[version] = tasks.get(version, 0) + 1
+        return self.pin(worker, version)
+
+    def unpin_from_task(self, worker: int, version: int) -> None:
+        """`unpin`, by a task."""
+        tasks = self._tasks[worker]
+        tasks[version] -= 1
+        if not tasks[version]:
+            del tasks[version]
+        self.unpin(worker, version)
 
     def pin(self, worker: int, version: int) -> bool:
         """Marks a version as used once more; true if it has to be sent there first."""
         users = self._users[worker]
         is_there = version in users
         if not is_there:
-            self._trim(worker)
+            self._trim(worker, self._bound - 1)
             users[version] = 0
             self._holders.setdefault(version, set()).add(worker)
             if version in self._to_forget[worker]:  # not told yet: it is still there
                 del self._to_forget[worker][version]
                 is_there = True
-        self._n_pinned[worker] += users[version] == 0
         users[version] += 1
         return not is_there
 
     def unpin(self, worker: int, version: int) -> None:
         """One use less."""
-        users = self._users[worker]
-        users[version] -= 1
-        self._n_pinned[worker] -= users[version] == 0
+        self._users[worker][version] -= 1
+        self._trim(worker, self._bound)
 
     def retire(self, version: int) -> None:
         """Nobody will need the version again: every worker may forget it."""
@@ -64,10 +76,10 @@ class Shelves:
             del waiting[version]
         return told
 
-    def _trim(self, worker: int) -> None:
-        """Forgets versions that are known but unused there, oldest first, until there is room for one more."""
+    def _trim(self, worker: int, n_kept: int) -> None:
+        """Forgets versions that are known but unused there, oldest first, as far as more than `n_kept` are known."""
         users = self._users[worker]
-        excess = len(users) + 1 - self._bound
+        excess = len(users) - n_kept
         if excess <= 0:
             return
         for version in [v for v, n in users.items() if n == 0][:excess]:

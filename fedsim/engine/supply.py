@@ -31,6 +31,7 @@ from fedsim.types import Float32, Task, TaskReport, Update
 Key = tuple[float, float, int]
 Queue = list[tuple[Key, int]]
 
+_LONGEST_SLEEP_S = 5e-3  # workers have another group waiting meanwhile
 _SERVICE_EVERY = 8  # updates consumed without waiting, after which messages are looked at all the same
 
 
@@ -106,7 +107,7 @@ class Supply:
         self._versions = versions
         self._clock = clock
         self._stall_timeout_s = stall_timeout_s
-        self._backoff = Backoff()
+        self._backoff = Backoff(cap_s=_LONGEST_SLEEP_S)
         self._shelves = Shelves(transport.n_workers, bounds.worker_versions)
         self._desks = [Desk() for _ in range(transport.n_workers)]
         self._shared: Queue = []
@@ -261,7 +262,7 @@ class Supply:
         if not group:
             return False
         versions = [item.task.base_version for item in group]
-        coming = [version for version in versions if self._shelves.pin(worker, version)]
+        coming = [version for version in versions if self._shelves.pin_for_task(worker, version)]
         send = [self._grant(item is due) for item in group]
         for item in group:
             item.state, item.worker = State.POSTED, worker
@@ -280,7 +281,7 @@ class Supply:
                 heapq.heappop(queue)  # cancelled, or an old place
                 continue
             base = item.task.base_version
-            if base not in new and not self._shelves.is_pinned(worker, base):
+            if base not in new and not self._shelves.is_used_by_tasks(worker, base):
                 if len(new) >= room:
                     break
                 new.add(base)
@@ -353,7 +354,7 @@ class Supply:
         for report, sent in zip(message.reports, message.sent, strict=True):
             item = self._items[report.task]
             item.report = report
-            self._shelves.unpin(message.worker, item.task.base_version)
+            self._shelves.unpin_from_task(message.worker, item.task.base_version)
             if sent:
                 desk.n_rows -= 1
                 self._here(item, next(rows))

@@ -55,7 +55,12 @@ class GivenPopulation(Population):
 
 
 def _config(**sections: Any) -> RunConfig:
-    training = {"optimizer": {"kind": "sgd", "learning_rate": 0.1}, "batch_size": 4, "epochs": 1}
+    training = {
+        "optimizer": {"kind": "sgd", "learning_rate": 0.1},
+        "batch_size": 4,
+        "epochs": 1,
+        "path": "loop",
+    }
     plain: dict[str, Any] = {
         "name": "test",
         "seed": 7,
@@ -105,7 +110,7 @@ def make_population() -> type[GivenPopulation]:
 
 @pytest.fixture
 def make_config() -> Callable[..., RunConfig]:
-    """A small FedAvg run; keyword arguments replace sections, and add to `training`."""
+    """A small FedAvg run by the reference path; keyword arguments replace sections, and add to `training`."""
     return _config
 
 

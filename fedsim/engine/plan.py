@@ -167,6 +167,8 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         ConfigError: the combination cannot run.
         DataError: the data cannot be used.
     """
+    from fedsim.training.choice import choose_path  # loads torch
+
     people = population.build(config, base_dir)
     members = _members(config, people)
     n_eligible = people.n_clients if members is None else int(members.size)
@@ -179,7 +181,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     if config.clock == "virtual":
         devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_bytes, n_bytes)
         _check_time(config, devices)
-    path, group_size, reason = training_plan.choose_path(config.training)
+    path, group_size, reason = choose_path(config, module, people.sample_shape, people.n_classes)
     return Plan(
         config=config,
         base_dir=base_dir,

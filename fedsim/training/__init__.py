@@ -7,6 +7,7 @@ that the scheduler can read `fedsim.training.plan`. Shapes: `G` tasks in a group
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedsim.config import RunConfig
@@ -53,14 +54,27 @@ def build(
     clock: Callable[[], float],
     shards: ShardCache | None = None,
 ) -> Trainer:
-    """The trainer that the configuration asks for: the reference loop, the only path there is so far.
+    """The trainer of the path that `fedsim.training.choice` comes to for the configuration and the module.
 
     `module` is copied. `payload` is what the aggregation rule takes: model differences or local models. `worker`
     is the number put into reports, `clock` a wall clock in seconds. `shards` is a cache to share with an
     `Evaluator`; without one the trainer has its own, bounded by `memory.worker_data_bytes`.
+    Raises ConfigError if the path that is asked for cannot take the module.
     """
-    from fedsim.training.loop import LoopTrainer
+    from fedsim.training.choice import choose_path
 
-    return LoopTrainer(
-        config, population, module, payload=payload, device=device, worker=worker, clock=clock, shards=shards
-    )
+    choice = choose_path(config, module, population.sample_shape, population.n_classes)
+    if choice.path == "loop":
+        from fedsim.training.loop import LoopTrainer
+
+        return LoopTrainer(
+            config, population, module, payload=payload, device=device, worker=worker, clock=clock, shards=shards
+        )
+    from fedsim.training.fused.machine import FusedMachine
+    from fedsim.training.group import GroupTrainer
+
+    make = partial(FusedMachine, module, population.sample_shape, config.training, device=device)
+    return GroupTrainer(
+        choice, make, config, population, module, payload=payload, device=device, worker=worker, clock=clock,
+        shards=shards,
+    )  # fmt: skip

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
-from fedsim.errors import ClientError
 from fedsim.models import n_outputs
 from fedsim.training import Payload, noise, objectives, optimizers
 from fedsim.training.batches import passes
 from fedsim.training.evaluate import mean_loss
+from fedsim.training.finite import require_finite
 from fedsim.training.shards import DeviceShard, ShardCache
 from fedsim.training.weights import Finisher, Weights
 from fedsim.types import Float32, Task, TaskReport
@@ -95,12 +95,12 @@ class LoopTrainer:
         losses = (before, self._full_loss(shard)) if self._config.record.losses == "full" else losses
         self._weights.read(out_P)
         norm = self._finisher.finish(out_P, base_P)
-        self._check(task, norm, "norm of the update", task.n_steps)
+        require_finite(task, norm, "norm of the update", task.n_steps)
         if self._config.record.losses == "none":
             losses = (math.nan, math.nan)
         else:
-            self._check(task, losses[0], "loss", 0)
-            self._check(task, losses[1], "loss", task.n_steps)
+            require_finite(task, losses[0], "loss", 0)
+            require_finite(task, losses[1], "loss", task.n_steps)
         n, n_steps, train_s = shard.n_samples, task.n_steps, self._clock() - start_s
         return TaskReport(task.task, self._worker, n, n_steps, *losses, norm, train_s)
 
@@ -112,7 +112,7 @@ class LoopTrainer:
         for step, rows_B in enumerate(self._batches(task, shard.n_samples)):
             loss = self._gradient(shard.x.index_select(0, rows_B), shard.y.index_select(0, rows_B))
             if watch:
-                self._check(task, loss.item(), "loss", step)
+                require_finite(task, loss.item(), "loss", step)
             self._optimizer.step()
             first = loss if step == 0 else first
             if self._clock() >= self._progress_due_s:
@@ -141,10 +141,3 @@ class LoopTrainer:
         if self._config.record.losses != "full":
             return math.nan
         return mean_loss(self._module, self._loss, shard, self._config.evaluation.batch_size)
-
-    def _check(self, task: Task, value: float, what: str, step: int) -> None:
-        if not math.isfinite(value):
-            raise ClientError(
-                f"client {task.client}, task {task.task}, version {task.base_version}, step {step} of {task.n_steps}: "
-                f"{what} is {value}; a lower training.optimizer.learning_rate or training.clip_norm may help"
-            )

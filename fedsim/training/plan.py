@@ -37,10 +37,3 @@ def samples_processed(training: TrainingConfig, n_samples: int) -> int:
     """How many samples a task's batches hold together, counted from the start of a pass."""
     passes, rest = divmod(plan_steps(training, n_samples), batches_per_pass(training, n_samples))
     return passes * n_samples + min(rest * training.batch_size, n_samples)
-
-
-def choose_path(training: TrainingConfig) -> tuple[str, int, str]:
-    """The training path, the group size, and why: by a rule that knows neither ranks nor timing."""
-    if training.group_size is not None:
-        return "loop", training.group_size, "group size as configured"
-    return "loop", 1, "the loop trains one client at a time, so larger groups would only delay updates"

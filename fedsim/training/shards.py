@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.training.objectives import TaskLoss
 from fedsim.types import Shard
 
 
-class DeviceShard(NamedTuple):
+@dataclass(frozen=True)
+class DeviceShard:
     """A shard as training reads it: inputs float32 (N, *sample_shape) and targets (N,), on one device."""
 
     x: Tensor
@@ -27,6 +31,11 @@ class DeviceShard(NamedTuple):
     @property
     def n_bytes(self) -> int:
         return self.x.nbytes + self.y.nbytes
+
+    @cached_property
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """The same memory as arrays, if it is the host's: inputs (N, F), a row a sample, and targets (N,)."""
+        return self.x.flatten(1).numpy(), self.y.numpy()
 
 
 class ShardCache:

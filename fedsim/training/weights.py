@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedsim.layout import Layout
-from fedsim.types import Float32
+from fedsim.types import Float32, Float64
 
 _BLOCK = 32768  # elements that are worked on at once: three such arrays stay in a core's own cache
 
@@ -80,3 +80,22 @@ class Finisher:
             np.copyto(exact, difference)
             squares += float(np.dot(exact, exact))
         return math.sqrt(squares)
+
+
+def update_norms(rows_GP: Float32, base_GP: Float32 | None) -> Float64:
+    """The Euclidean norms, summed in float64, of vectors (G, P), or of their differences from a base, (G, P) or (1, P).
+
+    A row's sum does not depend on the other rows: each is added up on its own, in blocks of fixed length.
+    """
+    n_rows, n_columns = rows_GP.shape
+    squares_G = np.zeros(n_rows)
+    room = np.empty((n_rows, min(n_columns, _BLOCK)))
+    for start in range(0, n_columns, _BLOCK):
+        block = rows_GP[:, start : start + _BLOCK]
+        squared = room[:, : block.shape[1]]
+        if base_GP is None:
+            np.copyto(squared, block)
+        else:
+            np.subtract(block, base_GP[:, start : start + _BLOCK], out=squared)
+        squares_G += np.square(squared, out=squared).sum(axis=1)
+    return np.sqrt(squares_G)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from fedsim.config import RunConfig
-from fedsim.training.plan import choose_path, learning_rate, plan_steps, samples_processed
+from fedsim.training.plan import learning_rate, plan_steps, samples_processed
 
 Make = Callable[..., RunConfig]
 
@@ -54,8 +54,3 @@ def test_loads_without_torch(module: str) -> None:
 )
 def test_samples_processed(make_config: Make, training: dict[str, int], n_samples: int, n_processed: int) -> None:
     assert samples_processed(make_config(training=training).training, n_samples) == n_processed
-
-
-def test_path_follows_from_the_configuration(make_config: Make) -> None:
-    assert choose_path(make_config().training)[:2] == ("loop", 1)
-    assert choose_path(make_config(training={"group_size": 8}).training)[:2] == ("loop", 8)

@@ -1,0 +1,85 @@
+"""Which training path a run takes, and how many clients train together: a rule over configuration and model.
+
+It knows neither ranks nor timing nor the machine, so every rank comes to the same choice. A client's bits do not depend
+on the group size; speed does: too small a group pays Python's overhead for too few clients, too large a one leaves the
+cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from fedsim.config import AdamOptimizer, ProximalObjective, RunConfig, TrainingConfig
+from fedsim.errors import ConfigError
+from fedsim.layout import Layout
+from fedsim.models import n_outputs
+from fedsim.training.fused import machine, program
+from fedsim.training.fused.graph import Node, UnsupportedError
+from fedsim.training.fused.memory import padded
+from fedsim.training.objectives import task_loss
+
+CACHE_BYTES = 4 << 20  # of a core, with its share of what cores share: the measure for groups, not the machine's own
+MAX_GROUP = 64  # beyond it a step's overhead is below a hundredth
+_FLOAT_BYTES = 4
+
+
+class Choice(NamedTuple):
+    """The path, the group size, and why."""
+
+    path: str
+    group_size: int
+    reason: str
+
+
+def choose_path(config: RunConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], n_classes: int) -> Choice:
+    """The path that `training.path` asks for, or for `auto` the fastest one that can take the module.
+
+    Raises ConfigError if the path asked for cannot take it, naming the layer.
+    """
+    training = config.training
+    if training.path == "loop":
+        return Choice("loop", training.group_size or 1, "as configured")
+    try:
+        nodes = machine.plan(module, sample_shape, task_loss(n_outputs(config.model, n_classes)))
+    except UnsupportedError as error:
+        if training.path == "fused":
+            raise ConfigError(f"training.path: fused cannot train this model: {error}; use auto or loop") from error
+        return Choice("loop", training.group_size or 1, f"not fused: {error}")
+    client_bytes = fused_client_bytes(training, nodes, Layout.of(module), sample_shape)
+    if training.group_size is not None:
+        return Choice("fused", training.group_size, f"{client_bytes:,} bytes a client; group size as configured")
+    reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
+    return Choice("fused", group_size(client_bytes, 2 if program.has_maps(nodes) else 1), reason)
+
+
+def group_size(client_bytes: int, least: int) -> int:
+    """How many clients fill the cache: a power of two from `least` to `MAX_GROUP`.
+
+    >>> [group_size(n, 2) for n in (10, 65_536, 100_000, 900_000, 2**21, 2**30)]
+    [64, 64, 32, 4, 2, 2]
+    """
+    n = max(CACHE_BYTES // client_bytes, least)
+    return int(min(2 ** int(math.log2(n)), MAX_GROUP))
+
+
+def fused_client_bytes(
+    training: TrainingConfig, nodes: Sequence[Node], layout: Layout, sample_shape: tuple[int, ...]
+) -> int:
+    """Bytes that one client works on: weights and optimiser state, a batch, activations and their gradients."""
+    n_weights = program.places_of(nodes, layout).n_floats
+    n_values = 2 * sum(padded(math.prod(node.shape)) for node in nodes) + padded(math.prod(sample_shape))
+    return _FLOAT_BYTES * (n_weights * _n_slabs(training) + training.batch_size * n_values)
+
+
+def _n_slabs(training: TrainingConfig) -> int:
+    """How many numbers a parameter has: see `fedsim.training.fused.optimizers`."""
+    optimizer, is_proximal = training.optimizer, isinstance(training.objective, ProximalObjective)
+    if isinstance(optimizer, AdamOptimizer):
+        return 5 + is_proximal
+    if training.clip_norm is None and not is_proximal and (optimizer.momentum or not optimizer.weight_decay):
+        return 2 if optimizer.momentum else 1
+    return 3 + bool(optimizer.momentum) + is_proximal

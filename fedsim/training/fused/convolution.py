@@ -1,0 +1,90 @@
+"""Convolutions of many clients as one convolution with a group of channels a client, channels last.
+
+In this form a client's bits did not change with the number of clients from two on; alone they did, so a program of
+maps has two slots at least. Shapes: `B` batch, `g` slots, `C` channels, `O` outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.training.fused.values import Context, Form, Memory, Value
+
+_aten = torch.ops.aten
+
+
+class Conv2d:
+    """A grouped convolution; the output's memory is the library's own."""
+
+    def __init__(self, ctx: Context, layer: nn.Conv2d, x: Value, prefix: str, out_shape: tuple[int, ...]) -> None:
+        g = ctx.n_slots
+        self._x = x.m
+        self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=True, is_fixed=False))
+        self._y = self.y.m
+        self._target = ctx.target
+        self._size = (g * layer.out_channels, *layer.weight.shape[1:])
+        self._w = ctx.weights.flat(f"{prefix}weight", g)
+        self._to_w = ctx.target.slab.flat(f"{prefix}weight", g)
+        self._has_bias = layer.bias is not None
+        if self._has_bias:
+            self._b = ctx.weights.flat(f"{prefix}bias", g)
+            self._to_b = ctx.target.slab.flat(f"{prefix}bias", g)
+        self._stride, self._padding, self._dilation = list(layer.stride), _padding(layer), list(layer.dilation)
+        self._groups = g * layer.groups
+        self._held: Tensor
+
+    def forward(self) -> None:
+        self._held = self._w.reshape(self._size)
+        b = self._b.reshape(-1) if self._has_bias else None
+        self._y.t = torch.conv2d(self._x.t, self._held, b, self._stride, self._padding, self._dilation, self._groups)
+
+    def backward(self) -> None:
+        x, y, target = self._x, self._y, self._target
+        wanted = [x.needs_grad, True, self._has_bias]
+        dx, dw, db = _aten.convolution_backward(
+            y.grad, x.t, self._held, [self._size[0]], self._stride, self._padding, self._dilation,
+            False, [0, 0], self._groups, wanted,
+        )  # fmt: skip
+        if x.needs_grad and x.is_fixed:
+            x.grad.copy_(dx)
+        elif x.needs_grad:
+            x.grad = dx
+        target.add_vector(self._to_w, dw.reshape(self._w.shape))
+        if self._has_bias:
+            target.add_vector(self._to_b, db.view(self._b.shape))
+
+
+def _padding(layer: nn.Conv2d) -> list[int]:
+    assert not isinstance(layer.padding, str)
+    return list(layer.padding)
+
+
+class MaxPool2d:
+    """The largest of each window; of equal ones the first in row-major order gets the gradient, as in torch."""
+
+    def __init__(self, ctx: Context, layer: nn.MaxPool2d, x: Value, out_shape: tuple[int, ...]) -> None:
+        self._x = x.m
+        self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=x.m.needs_grad, is_fixed=False))
+        self._y = self.y.m
+        kernel, stride = pair(layer.kernel_size), pair(layer.stride)
+        self._where = (kernel, stride, pair(layer.padding), pair(layer.dilation), layer.ceil_mode)
+        self._indices: Tensor
+
+    def forward(self) -> None:
+        self._y.t, self._indices = _aten.max_pool2d_with_indices(self._x.t, *self._where)
+
+    def backward(self) -> None:
+        x = self._x
+        if not x.needs_grad:
+            return
+        dx = _aten.max_pool2d_with_indices_backward(self._y.grad, x.t, *self._where, self._indices)
+        if x.is_fixed:
+            x.grad.copy_(dx)
+        else:
+            x.grad = dx
+
+
+def pair(size: int | tuple[int, ...]) -> list[int]:
+    """Height and width of a setting that may be one number for both."""
+    return [size, size] if isinstance(size, int) else list(size)

@@ -1,0 +1,66 @@
+"""Layers that work on each number alone, and the sum of two values."""
+
+from __future__ import annotations
+
+import torch
+
+from fedsim.training.fused.values import Context, Memory, Value
+
+_aten = torch.ops.aten
+
+
+def like(ctx: Context, name: str, x: Value, *, needs_grad: bool) -> Value:
+    """A value of the shape of `x`, in fixed memory where `x` is."""
+    if not x.m.is_fixed:
+        return Value(x.form, x.shape, Memory(needs_grad=needs_grad, is_fixed=False))
+    return ctx.new(name, x.form, x.shape, needs_grad=needs_grad)
+
+
+class Relu:
+    """max(x, 0), in place where nobody reads x again; the gradient at 0 is 0, as torch's."""
+
+    def __init__(self, ctx: Context, name: str, x: Value) -> None:
+        self._x = x.m
+        self._is_in_place = not x.m.is_kept
+        self.y = x if self._is_in_place and x.m.is_fixed else like(ctx, name, x, needs_grad=x.m.needs_grad)
+        self._y = self.y.m
+        self._y.is_kept = True
+
+    def forward(self) -> None:
+        x, y = self._x, self._y
+        if y.is_fixed:
+            torch.clamp_min(x.flat, 0, out=y.flat)
+        else:
+            y.t = x.t.relu_() if self._is_in_place else x.t.relu()
+
+    def backward(self) -> None:
+        x, y = self._x, self._y
+        if not x.needs_grad:
+            return
+        if y.is_fixed:
+            _aten.threshold_backward.grad_input(y.flat_grad, y.flat, 0, grad_input=x.flat_grad)
+        else:
+            x.grad = _aten.threshold_backward(y.grad, y.t, 0)
+
+
+class Sum:
+    """a + b, two values of one form."""
+
+    def __init__(self, ctx: Context, name: str, a: Value, b: Value) -> None:
+        self._a, self._b = a.m, b.m
+        source = a if b.m.is_fixed else b
+        self.y = like(ctx, name, source, needs_grad=a.m.needs_grad or b.m.needs_grad)
+        self._y = self.y.m
+
+    def forward(self) -> None:
+        if self._y.is_fixed:
+            torch.add(self._a.flat, self._b.flat, out=self._y.flat)
+        else:
+            self._y.t = self._a.t + self._b.t
+
+    def backward(self) -> None:
+        for x in (self._a, self._b):
+            if x.needs_grad and x.is_fixed:
+                x.grad.copy_(self._y.grad)
+            elif x.needs_grad:
+                x.grad = self._y.grad

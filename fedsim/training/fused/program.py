@@ -1,0 +1,188 @@
+"""The step of a group: the layers of a module built over stacked parameters, for a number of slots.
+
+Shapes: `G` slots, `g` slots at work, `B` batch, `P` parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from fedsim.layout import Layout
+from fedsim.training.fused import convolution, layers, linear, pointwise
+from fedsim.training.fused.graph import Add, Node, UnsupportedError
+from fedsim.training.fused.layers import Layer, converted, flattened
+from fedsim.training.fused.losses import FusedLoss
+from fedsim.training.fused.memory import Places
+from fedsim.training.fused.values import Context, Form, Memory, Value
+
+Builder = Callable[[Context, str, Node, Sequence[Value], list[Layer]], Value]
+
+
+class Program:
+    """Forward and backward pass of `ctx.n_slots` clients; each call is one step on the batch that `x` is set to."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        nodes: Sequence[Node],
+        sample_shape: tuple[int, ...],
+        loss: Callable[[Context, Value], FusedLoss],
+    ) -> None:
+        self._input = Memory(needs_grad=False, is_fixed=True)
+        self._input.is_flat, self._input.is_kept = False, True
+        self._n_features = math.prod(sample_shape)
+        built: list[Layer] = []
+        values = [[Value(Form.SAMPLES, sample_shape, self._input)]]
+        n_readers = Counter(i for node in nodes for i in node.inputs)
+        _spread(ctx, "samples", values[0], n_readers[0], built)
+        for i, node in enumerate(nodes, 1):
+            y = _BUILDERS[type(node.layer)](ctx, f"{i}", node, [values[j].pop(0) for j in node.inputs], built)
+            values.append([y])
+            _spread(ctx, f"{i}", values[i], n_readers[i], built)
+        y = converted(ctx, "outputs", values[-1][0], Form.ROWS, built)
+        if not y.m.is_flat or y.m.is_kept:
+            copy = layers.Convert(ctx, "outputs copied", y, Form.ROWS)
+            built.append(copy)
+            y = copy.y
+        self._loss = loss(ctx, y)
+        self._forward = [layer.forward for layer in built]
+        self._backward = [layer.backward for layer in reversed(built)]
+
+    def step(self, x_gBF: Tensor, targets_gB1: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
+        """One forward and backward pass; gradients go to the target that the program was built with.
+
+        `x_gBF` has padding, as the memory of every value.
+        """
+        self._input.full = x_gBF
+        self._input.t = x_gBF[:, :, : self._n_features]
+        for forward in self._forward:
+            forward()
+        self._loss.step(targets_gB1, scale_gB1, piece_gB1)
+        for backward in self._backward:
+            backward()
+
+
+def _spread(ctx: Context, name: str, values: list[Value], n_readers: int, built: list[Layer]) -> None:
+    """Makes as many values of the one in `values` as there are readers."""
+    if n_readers > 1:
+        fork = layers.Fork(ctx, name, values[0], n_readers)
+        built.append(fork)
+        values[:] = fork.branches
+
+
+# ------------------------------------------------------------------------------------- builders of layers
+
+
+def _prefix(node: Node) -> str:
+    return f"{node.name}." if node.name else ""
+
+
+def _build_linear(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.Linear)
+    x = converted(ctx, f"{name} in", inputs[0], Form.ROWS, built)
+    layer = linear.Linear(ctx, name, node.layer, x, _prefix(node))
+    built.append(layer)
+    return layer.y
+
+
+def _build_conv(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.Conv2d)
+    x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
+    layer = convolution.Conv2d(ctx, node.layer, x, _prefix(node), node.shape)
+    built.append(layer)
+    return layer.y
+
+
+def _build_max_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.MaxPool2d)
+    x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
+    layer = convolution.MaxPool2d(ctx, node.layer, x, node.shape)
+    built.append(layer)
+    return layer.y
+
+
+def _build_relu(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    layer = pointwise.Relu(ctx, name, flattened(ctx, f"{name} in", inputs[0], built))
+    built.append(layer)
+    return layer.y
+
+
+def _build_sum(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    a, b = (flattened(ctx, f"{name} in {i}", x, built) for i, x in enumerate(inputs))
+    layer = pointwise.Sum(ctx, name, a, converted(ctx, f"{name} form", b, a.form, built))
+    built.append(layer)
+    return layer.y
+
+
+def _build_reshape(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    """Flatten, Unflatten and Identity: another shape for the same samples."""
+    x = inputs[0]
+    if node.shape == x.shape:
+        return x
+    x = converted(ctx, f"{name} in", x, Form.SAMPLES, built)
+    return Value(Form.SAMPLES, node.shape, x.m)
+
+
+_BUILDERS: dict[type[nn.Module], Builder] = {
+    nn.Linear: _build_linear,
+    nn.Conv2d: _build_conv,
+    nn.MaxPool2d: _build_max_pool,
+    nn.ReLU: _build_relu,
+    Add: _build_sum,
+    nn.Flatten: _build_reshape,
+    nn.Unflatten: _build_reshape,
+    nn.Identity: _build_reshape,
+}
+
+
+# ------------------------------------------------------------------------------------- what can be built
+
+
+def check(nodes: Sequence[Node], layout: Layout) -> None:
+    """Raises UnsupportedError for the first layer that has no fused form."""
+    used = Counter(name for node in nodes for name in parameter_names(node))
+    for node in nodes:
+        reason = _reason(node)
+        if reason is None and any(used[name] > 1 for name in parameter_names(node)):
+            reason = "it is used more than once"
+        if reason is None and any(not p.requires_grad for p in node.layer.parameters()):
+            reason = "it has parameters that are not trained"
+        if reason is not None:
+            raise UnsupportedError(f"{node.title}: {reason}")
+    outside = [name for name in layout.names if name not in used]
+    if outside:
+        raise UnsupportedError(f"parameter '{outside[0]}' belongs to no layer")
+    if len(nodes[-1].shape) != 1:
+        raise UnsupportedError(f"{nodes[-1].title}: the module's output has the shape {nodes[-1].shape}, not a vector")
+
+
+def parameter_names(node: Node) -> list[str]:
+    """The names of a node's own parameters in the module."""
+    return [_prefix(node) + name for name, _ in node.layer.named_parameters()]
+
+
+def _reason(node: Node) -> str | None:
+    """Why a node cannot be fused, or None."""
+    layer = node.layer
+    if type(layer) not in _BUILDERS:
+        return "it has no fused form"
+    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return f"padding_mode='{layer.padding_mode}', padding={layer.padding!r}; give zeros and numbers"
+    if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
+        return "it returns indices"
+    return None
+
+
+def has_maps(nodes: Sequence[Node]) -> bool:
+    """Whether images are kept as maps, which takes two slots at least."""
+    return any(isinstance(node.layer, nn.Conv2d | nn.MaxPool2d) for node in nodes)
+
+
+def places_of(nodes: Sequence[Node], layout: Layout) -> Places:
+    """Where the parameters lie: the rows of linear weights are padded."""
+    in_rows = [f"{_prefix(node)}weight" for node in nodes if isinstance(node.layer, nn.Linear)]
+    return Places(layout, in_rows)

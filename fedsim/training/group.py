@@ -1,0 +1,276 @@
+"""Training of a group of tasks at once, each in a slot of stacked memory: what the stacked paths have in common.
+
+Tasks of a group may differ in everything: client, base version, samples, steps, learning rate. Those with most steps
+have the first slots, so that the slots still at work are always the first ones, and a step that a task does not have
+is not computed for it. Shapes: `G` slots, `g` slots at work, `P` parameters, `K` steps of a block, `B` batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import RunConfig
+from fedsim.models import n_outputs
+from fedsim.training import Payload, objectives
+from fedsim.training.choice import Choice
+from fedsim.training.evaluate import mean_loss
+from fedsim.training.finite import require_finite
+from fedsim.training.groupbatches import Feed, GroupBatches
+from fedsim.training.objectives import TaskLoss
+from fedsim.training.shards import DeviceShard, ShardCache
+from fedsim.training.weights import Weights, update_norms
+from fedsim.types import Float32, Float64, Task, TaskReport
+
+if TYPE_CHECKING:
+    from fedsim.population.population import Population
+
+_PROGRESS_S = 1e-3
+
+
+class Machine(Protocol):
+    """Stacked weights, and the step over them; slots are the first `n_slots` always."""
+
+    batches: GroupBatches
+    carries_rate: bool
+
+    def start(self, base_GP: Tensor, rates_G1: Tensor) -> None:
+        """Takes new clients: their base vectors and learning rates; the rows may be one row repeated."""
+
+    def step(self, k: int, n_slots: int) -> None:
+        """Takes step `k` of the block that is in `batches`."""
+
+    def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
+        """The loss of each sample of the block, float64 (n_slots, n_steps, B), before each step."""
+
+    def read(self, first: int, out_GP: Tensor) -> None:
+        """Writes the weights of slots `first` and on to the rows of `out_GP`."""
+
+    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
+        """Writes weights less base of slots `first` and on to the rows of `out_GP`."""
+
+
+class GroupTrainer:
+    """Trains groups of any size up to `group_size` in one go, and larger ones in several.
+
+    It computes on one thread, whatever torch is set to: how a product is cut for several threads depends on the number
+    of tasks, and with it a client's bits would.
+    """
+
+    def __init__(
+        self,
+        choice: Choice,
+        make_machine: Callable[[TaskLoss, int], Machine],
+        config: RunConfig,
+        population: Population,
+        module: torch.nn.Module,
+        *,
+        payload: Payload,
+        device: torch.device,
+        worker: int,
+        clock: Callable[[], float],
+        shards: ShardCache | None = None,
+    ) -> None:
+        self.path, self.group_size, _ = choice
+        self._config = config
+        self._training = config.training
+        self._population = population
+        self._payload: Payload = payload
+        self._worker = worker
+        self._clock = clock
+        self._progress_due_s = -math.inf
+        self._loss = objectives.task_loss(n_outputs(config.model, population.n_classes))
+        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
+        self._machine = make_machine(self._loss, self.group_size)
+        self._full = Weights(module, device) if config.record.losses == "full" else None
+
+    def train(
+        self,
+        tasks: Sequence[Task],
+        base_of: Callable[[int], Float32],
+        out_GP: Float32,
+        progress: Callable[[], None],
+    ) -> list[TaskReport]:
+        """See `fedsim.training.Trainer.train`."""
+        reports: list[TaskReport] = []
+        with _one_thread():
+            for start in range(0, len(tasks), self.group_size):
+                part = slice(start, start + self.group_size)
+                reports += self._train_group(tasks[part], base_of, out_GP[part], progress)
+        return reports
+
+    def _train_group(
+        self,
+        tasks: Sequence[Task],
+        base_of: Callable[[int], Float32],
+        out_GP: Float32,
+        progress: Callable[[], None],
+    ) -> list[TaskReport]:
+        start_s = self._clock()
+        slots = _Slots(tasks, base_of, out_GP)
+        shards = [self._shard(task) for task in slots.tasks]
+        full_G2 = np.full((len(tasks), 2), math.nan)
+        if self._full is not None:
+            for i, shard in enumerate(shards):
+                full_G2[i, 0] = self._full_loss(slots.vector(i), shard)
+        losses_G2, bad_steps_G = self._fit(slots, shards, progress)
+        norms_G = slots.finish(self._payload)
+        if self._full is not None:
+            for i, shard in enumerate(shards):
+                full_G2[i, 1] = self._full_loss(slots.trained(i, self._payload), shard)
+            losses_G2 = full_G2
+        self._check(slots, losses_G2, bad_steps_G, norms_G)
+        if self._config.record.losses == "none":
+            losses_G2 = np.full((len(tasks), 2), math.nan)
+        train_s = (self._clock() - start_s) / len(tasks)
+        first, last, norms = losses_G2[:, 0].tolist(), losses_G2[:, 1].tolist(), norms_G.tolist()
+        return [
+            TaskReport(task.task, self._worker, task.n_samples, task.n_steps, first[i], last[i], norms[i], train_s)
+            for task, i in zip(tasks, slots.slot_of, strict=True)
+        ]
+
+    def _shard(self, task: Task) -> DeviceShard:
+        shard = self._shards.get(("train", task.client), lambda: self._population.shard(task.client))
+        assert shard.n_samples == task.n_samples, f"client {task.client}: {shard.n_samples} != {task.n_samples}"
+        return shard
+
+    def _fit(
+        self, slots: _Slots, shards: Sequence[DeviceShard], progress: Callable[[], None]
+    ) -> tuple[Float64, dict[int, tuple[int, float]]]:
+        """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
+        machine, tasks = self._machine, slots.tasks
+        machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB))
+        carries_rate, seed = machine.carries_rate, self._config.seed
+        feed = Feed(machine.batches, self._training, seed, tasks, shards, carries_rate=carries_rate)
+        losses_G2 = np.full((len(tasks), 2), math.nan)
+        bad: dict[int, tuple[int, float]] = {}
+        n_slots, step = len(tasks), 0
+        while n_slots:
+            n_block = min(machine.batches.n_steps, tasks[0].n_steps - step)
+            n_begun = n_slots
+            feed.fill(step, n_block, n_begun)
+            n_slots = self._steps(slots, step, n_block, n_begun, progress)
+            losses_gK = machine.batches.losses(machine.sample_losses(n_begun, n_block), n_block)
+            _note(losses_gK, tasks, step, losses_G2, bad)
+            step += n_block
+        return losses_G2, bad
+
+    def _steps(self, slots: _Slots, step: int, n_block: int, n_slots: int, progress: Callable[[], None]) -> int:
+        """Takes the steps of a block and writes out the tasks that are through; how many slots are still at work."""
+        machine, n_steps = self._machine, slots.n_steps
+        for k in range(n_block):
+            machine.step(k, n_slots)
+            n_begun = n_slots
+            while n_slots and n_steps[n_slots - 1] == step + k + 1:
+                n_slots -= 1
+            if n_slots < n_begun:
+                slots.write(machine, n_slots, n_begun, self._payload)
+            if self._clock() >= self._progress_due_s:
+                progress()
+                self._progress_due_s = self._clock() + _PROGRESS_S
+        return n_slots
+
+    def _full_loss(self, vector_P: Float32, shard: DeviceShard) -> float:
+        assert self._full is not None
+        self._full.load(vector_P)
+        return mean_loss(self._full.module, self._loss, shard, self._config.evaluation.batch_size)
+
+    def _check(self, slots: _Slots, losses_G2: Float64, bad: dict[int, tuple[int, float]], norms_G: Float64) -> None:
+        """Raises ClientError for the first of the tasks, as they were given, that is not finite somewhere."""
+        is_reported = self._config.record.losses != "none"
+        if not bad and np.isfinite(norms_G).all() and (not is_reported or np.isfinite(losses_G2).all()):
+            return
+        for i in slots.slot_of:
+            task = slots.tasks[i]
+            if i in bad:
+                require_finite(task, bad[i][1], "loss", bad[i][0])
+            require_finite(task, norms_G[i], "norm of the update", task.n_steps)
+            if is_reported:
+                require_finite(task, losses_G2[i, 0], "loss", 0)
+                require_finite(task, losses_G2[i, 1], "loss", task.n_steps)
+
+
+class _Slots:
+    """Which task has which slot: most steps come first. `slot_of` gives a task's slot, in the given order."""
+
+    def __init__(self, tasks: Sequence[Task], base_of: Callable[[int], Float32], out_GP: Float32) -> None:
+        n_steps = [task.n_steps for task in tasks]
+        assert min(n_steps) > 0
+        order = sorted(range(len(tasks)), key=lambda i: -n_steps[i])
+        self.tasks = [tasks[i] for i in order]
+        self.n_steps = [task.n_steps for task in self.tasks]
+        self.slot_of = np.argsort(order).tolist()
+        self._order = order
+        self._is_direct = order == list(range(len(tasks))) and bool(out_GP.flags.c_contiguous)
+        self._given_GP = out_GP
+        self._out_GP = out_GP if self._is_direct else np.empty_like(out_GP, order="C")
+        self._out = torch.from_numpy(self._out_GP)
+        self._bases = [base_of(task.base_version) for task in self.tasks]
+        self._is_shared = all(base is self._bases[0] for base in self._bases)
+        self._base_GP = self._bases[0][None] if self._is_shared else np.stack(self._bases)
+        if not self._base_GP.flags.writeable:
+            self._base_GP = self._base_GP.copy()  # torch warns of memory that it may not write
+        self.base_GP = torch.from_numpy(self._base_GP).expand(len(tasks), -1)
+
+    def rates(self, like: Tensor) -> Tensor:
+        """The learning rates (G, 1), with the type and device of `like`."""
+        return torch.tensor([[task.learning_rate] for task in self.tasks], dtype=like.dtype, device=like.device)
+
+    def vector(self, slot: int) -> Float32:
+        """The base of a slot's task, (P,)."""
+        return self._bases[slot]
+
+    def write(self, machine: Machine, first: int, stop: int, payload: Payload) -> None:
+        """Writes what the tasks of some slots came to."""
+        if payload == "delta":
+            machine.subtract(self.base_GP[first:stop], first, self._out[first:stop])
+        else:
+            machine.read(first, self._out[first:stop])
+
+    def finish(self, payload: Payload) -> Float64:
+        """The norms of what training changed (G,), by slot; all rows are where they were asked for."""
+        norms_G = update_norms(self._out_GP, None if payload == "delta" else self._base_GP)
+        if not self._is_direct:
+            self._given_GP[self._order] = self._out_GP
+        return norms_G
+
+    def trained(self, slot: int, payload: Payload) -> Float32:
+        """The trained weights of a slot's task, (P,)."""
+        row_P = self._out_GP[slot]
+        vector_P: Float32 = row_P if payload == "model" else (self._bases[slot] + row_P).astype(np.float32)
+        return vector_P
+
+
+def _note(
+    losses_gK: Float64, tasks: Sequence[Task], step: int, losses_G2: Float64, bad: dict[int, tuple[int, float]]
+) -> None:
+    """Keeps of a block's losses what is reported, and the first that is not finite."""
+    n_slots, n_block = losses_gK.shape
+    if step == 0:
+        losses_G2[:n_slots, 0] = losses_gK[:, 0]
+    last_g = np.array([task.n_steps for task in tasks[:n_slots]]) - step - 1
+    (ends,) = np.nonzero(last_g < n_block)
+    losses_G2[ends, 1] = losses_gK[ends, last_g[ends]]
+    is_bad_gK = ~np.isfinite(losses_gK) & (np.arange(n_block) <= last_g[:, None])
+    for slot in np.flatnonzero(is_bad_gK.any(axis=1)).tolist():
+        k = int(is_bad_gK[slot].argmax())
+        bad.setdefault(slot, (step + k, float(losses_gK[slot, k])))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    if n_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

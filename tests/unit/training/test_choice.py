@@ -1,0 +1,160 @@
+"""Which path and group size follow from a configuration and a module, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsim import models, training
+from fedsim.errors import ClientError, ConfigError
+from fedsim.layout import Layout
+from fedsim.training.choice import choose_path
+
+Make = Callable[..., Any]
+TINY = ({"kind": "mlp", "hidden": [32]}, (64,), 10)
+MLP = ({"kind": "mlp", "hidden": [200]}, (784,), 62)
+CNN = ({"kind": "cnn", "channels": [16, 32], "kernel": 5}, (28, 28), 62)
+
+
+def choose(make_config: Make, case: Any, **section: Any) -> tuple[str, int, str]:
+    kind, shape, n_classes = case
+    config = make_config(model=kind, training={"path": "auto", "batch_size": 10} | section)
+    return choose_path(config, models.build_initial(config.model, shape, n_classes, 0), shape, n_classes)
+
+
+@pytest.mark.parametrize(("case", "group_size"), [(TINY, 64), (MLP, 4), (CNN, 2)], ids=["tiny", "mlp", "cnn"])
+def test_group_fills_the_cache(make_config: Make, case: Any, group_size: int) -> None:
+    path, n, reason = choose(make_config, case)
+    assert (path, n) == ("fused", group_size) and "bytes a client" in reason
+    momentum = {"kind": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+    assert choose(make_config, case, optimizer=momentum)[1] <= group_size
+
+
+def test_what_is_configured_counts(make_config: Make) -> None:
+    assert choose(make_config, TINY, group_size=8)[:2] == ("fused", 8)
+    assert choose(make_config, TINY, path="loop")[:2] == ("loop", 1)
+    assert choose(make_config, TINY, path="loop", group_size=8)[:2] == ("loop", 8)
+
+
+class Odd(nn.Module):
+    """A module whose second layer has no fused form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.middle = nn.Softsign()
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.middle(self.first(x)))
+
+
+class Looking(nn.Linear):
+    """A layer whose forward pass looks at values, so that no graph can be made of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+def twice() -> nn.Module:
+    shared = nn.Linear(6, 6)
+    return nn.Sequential(shared, nn.ReLU(), shared)
+
+
+def frozen() -> nn.Module:
+    module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    module[0].bias.requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Odd(), r"layer 'middle' \(Softsign\): it has no fused form"),
+        (nn.Sequential(Looking(6, 3)), r"Sequential cannot be traced|layer '0' \(Looking\)"),
+        (twice(), r"layer '0' \(Linear\): it is used more than once"),
+        (frozen(), r"layer '0' \(Linear\): it has parameters that are not trained"),
+        (nn.Sequential(nn.Linear(5, 3)), r"layer '0' \(Linear\): "),
+    ],
+    ids=["softsign", "looking", "twice", "frozen", "misfit"],
+)
+def test_what_cannot_be_fused_is_named(make_config: Make, module: nn.Module, reason: str) -> None:
+    config = make_config(training={"path": "auto"})
+    path, _, why = choose_path(config, module, (6,), 3)
+    assert path != "fused" and re.search(rf"not fused: ({reason})", why)
+    config = make_config(training={"path": "fused"})
+    with pytest.raises(ConfigError, match=rf"training\.path: fused cannot train this model: ({reason})"):
+        choose_path(config, module, (6,), 3)
+
+
+@pytest.mark.parametrize("losses", ["running", "full", "none"])
+@pytest.mark.parametrize("payload", ["delta", "model"])
+def test_reports_are_those_of_the_loop(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make, losses: str, payload: Any
+) -> None:
+    population = make_population([make_shard(n, (9,), 4, n) for n in (11, 5, 3)], 4)
+    found = []
+    for path in ("loop", "fused"):
+        config = make_config(
+            model={"kind": "mlp", "hidden": [7]},
+            record={"losses": losses},
+            training={"path": path, "group_size": 2, "epochs": 2, "order": "continued"},
+        )
+        module = models.build_initial(config.model, (9,), 4, 1)
+        base_P = Layout.of(module).flatten(module)
+        trainer = training.build(
+            config, population, module, payload=payload, device=torch.device("cpu"), worker=3, clock=lambda: 2.5
+        )
+        assert trainer.path == path
+        tasks = [make_task(config, i, n, task=i, first_step=5 * i) for i, n in enumerate((11, 5, 3))]
+        out_GP = np.empty((3, base_P.size), np.float32)
+        found.append((trainer.train(tasks, lambda v, b=base_P: b, out_GP, lambda: None), out_GP))
+    (by_loop, loop_GP), (by_fused, fused_GP) = found
+    np.testing.assert_allclose(fused_GP, loop_GP, atol=1e-6)
+    np.testing.assert_allclose(np.array(by_fused), np.array(by_loop), rtol=1e-5)
+
+
+def test_a_loss_that_explodes_is_named(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make
+) -> None:
+    shards = [make_shard(8, (9,), 4, i) for i in range(3)]
+    shards[1].x[:] *= 1e30
+    messages = []
+    for path in ("loop", "fused"):
+        config = make_config(model={"kind": "mlp", "hidden": [7]}, training={"path": path, "epochs": 3})
+        module = models.build_initial(config.model, (9,), 4, 1)
+        base_P = Layout.of(module).flatten(module)
+        population = make_population(shards, 4)
+        trainer = training.build(
+            config, population, module, payload="delta", device=torch.device("cpu"), worker=0, clock=lambda: 0.0
+        )
+        tasks = [make_task(config, i, 8, task=40 + i, base_version=6) for i in range(3)]
+        with pytest.raises(
+            ClientError, match=r"client 1, task 41, version 6, step \d of 6: loss is (nan|inf)"
+        ) as error:
+            trainer.train(tasks, lambda v, b=base_P: b, np.empty((3, base_P.size), np.float32), lambda: None)
+        messages.append(str(error.value).partition(": loss")[0])
+    assert messages[0] == messages[1]
+
+
+def test_progress_is_called_between_steps(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make
+) -> None:
+    config = make_config(model={"kind": "mlp", "hidden": [7]}, training={"path": "fused", "epochs": 3})
+    module = models.build_initial(config.model, (9,), 4, 1)
+    base_P = Layout.of(module).flatten(module)
+    seconds = iter(range(1000))
+    trainer = training.build(
+        config, make_population([make_shard(8, (9,), 4)], 4), module,
+        payload="delta", device=torch.device("cpu"), worker=0, clock=lambda: float(next(seconds)),
+    )  # fmt: skip
+    calls: list[int] = []
+    task = make_task(config, 0, 8)
+    trainer.train([task], lambda v: base_P, np.empty((1, base_P.size), np.float32), lambda: calls.append(1))
+    assert len(calls) == task.n_steps == 6

@@ -2,9 +2,10 @@
 
 Products of stacked operands were seen to change with the slot in a fifth of all shapes when rows had odd lengths, and
 in none once every row starts on a 64-byte boundary. Products go over the padding, too, which holds zeros: one with 10
-columns took four times as long as one with 16. Elementwise kernels work through blocks of up to 64 floats and end
-with a scalar tail of other rounding, so a client's whole part is padded to that. Shapes: `G` slots, `P` parameters,
-`Q` floats of a client's part of a slab.
+columns took four times as long as one with 16. Each parameter has a tensor of its own for all slots, without gaps,
+because torch takes stacked products one by one where the result has gaps. Elementwise kernels work through blocks of
+up to 64 floats and end with a scalar tail of other rounding, so they are given whole blocks. Shapes: `G` slots, `g` slots
+at work, `P` parameters, `Q` floats of a parameter with its padding.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch import Tensor
 from fedsim.layout import Layout
 
 ROW = 16  # floats of a 64-byte block
-PART = 64  # floats that the widest elementwise kernel takes at once
+BLOCK = 64  # floats that the widest elementwise kernel takes at once
 
 
 def padded(n: int, multiple: int = ROW) -> int:
     """`n` raised to a multiple.
 
-    >>> padded(1), padded(16), padded(17), padded(65, PART)
+    >>> padded(1), padded(16), padded(17), padded(65, BLOCK)
     (16, 16, 32, 128)
     """
     return -(-n // multiple) * multiple
@@ -33,18 +34,21 @@ def padded(n: int, multiple: int = ROW) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter lies: in the flat vector from `source`, in a client's part from `start`, row after row.
+    """Where a parameter lies: in the flat vector from `source` on; in its slab as rows of `stride` floats.
 
     A matrix has `n_padded` rows there, the last of them zeros; another parameter is one row.
     """
 
     source: int
-    start: int
     n_rows: int
     n_columns: int
     stride: int
     n_padded: int
-    shape: tuple[int, ...]
+
+    @property
+    def n_floats(self) -> int:
+        """Floats of a client's part, with padding: Q."""
+        return self.n_padded * self.stride
 
 
 class Places:
@@ -52,45 +56,67 @@ class Places:
 
     def __init__(self, layout: Layout, in_rows: Sequence[str]) -> None:
         self.by_name: dict[str, Place] = {}
-        start = 0
         for name, shape, source in zip(layout.names, layout.shapes, layout.offsets, strict=True):
             n_rows = shape[0] if name in in_rows else 1
-            n_columns = math.prod(shape) // n_rows if n_rows else 0
-            stride, n_padded = padded(n_columns), padded(n_rows) if name in in_rows else 1
-            self.by_name[name] = Place(source, start, n_rows, n_columns, stride, n_padded, shape)
-            start += n_padded * stride
-        self.n_parameters = layout.n_parameters
-        self.n_floats = padded(start, PART)
+            n_columns = math.prod(shape) // n_rows
+            n_padded = padded(n_rows) if name in in_rows else 1
+            self.by_name[name] = Place(source, n_rows, n_columns, padded(n_columns), n_padded)
+        self.n_floats = sum(place.n_floats for place in self.by_name.values())
 
     def slab(self, n_slots: int, dtype: torch.dtype, device: torch.device) -> Slab:
         """New zeros for `n_slots` clients."""
-        return Slab(self, torch.zeros((n_slots, self.n_floats), dtype=dtype, device=device))
+        return Slab(self, n_slots, dtype, device)
 
 
 class Slab:
-    """One number a parameter and client, such as the weights: `data_GQ` with padding that stays zero."""
+    """One number a parameter and client, such as the weights, with padding that stays zero."""
 
-    def __init__(self, places: Places, data_GQ: Tensor) -> None:
+    def __init__(self, places: Places, n_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.places = places
-        self.data_GQ = data_GQ
+        self.n_slots = n_slots
+        self._flat = {
+            name: torch.zeros(padded(n_slots * place.n_floats, BLOCK), dtype=dtype, device=device)
+            for name, place in places.by_name.items()
+        }
+
+    def like(self) -> Slab:
+        """Zeros of the same form."""
+        some = next(iter(self._flat.values()))
+        return Slab(self.places, self.n_slots, some.dtype, some.device)
+
+    def blocks(self, n_slots: int) -> list[Tensor]:
+        """Each parameter of the first slots, raised to whole blocks, as a vector for elementwise work."""
+        return [
+            flat[: padded(n_slots * place.n_floats, BLOCK)]
+            for flat, place in zip(self._flat.values(), self.places.by_name.values(), strict=True)
+        ]
+
+    def parts(self, n_slots: int) -> list[Tensor]:
+        """Each parameter of the first slots: views (n_slots, Q), for what differs by client."""
+        return [
+            flat[: n_slots * place.n_floats].view(n_slots, place.n_floats)
+            for flat, place in zip(self._flat.values(), self.places.by_name.values(), strict=True)
+        ]
+
+    def zero(self, n_slots: int) -> None:
+        """Sets the first slots to zero."""
+        for part_gQ in self.parts(n_slots):
+            part_gQ.zero_()
 
     def rows(self, name: str, n_slots: int) -> Tensor:
-        """A parameter of the first slots as matrices: a view (n_slots, n_rows, n_columns)."""
+        """A parameter of the first slots as matrices without padding: a view (n_slots, n_rows, n_columns)."""
         place = self.places.by_name[name]
-        size = (n_slots, place.n_rows, place.n_columns)
-        return self.data_GQ.as_strided(size, (self.places.n_floats, place.stride, 1), place.start)
+        return self.full(name, n_slots)[:, : place.n_rows, : place.n_columns]
 
     def full(self, name: str, n_slots: int) -> Tensor:
-        """A parameter of the first slots with its padding: a view (n_slots, n_padded, stride)."""
+        """A parameter of the first slots as matrices with their padding: a view (n_slots, n_padded, stride)."""
         place = self.places.by_name[name]
-        size = (n_slots, place.n_padded, place.stride)
-        return self.data_GQ.as_strided(size, (self.places.n_floats, place.stride, 1), place.start)
+        return self._flat[name][: n_slots * place.n_floats].view(n_slots, place.n_padded, place.stride)
 
     def flat(self, name: str, n_slots: int) -> Tensor:
         """A parameter that is no matrix, without its padding: a view (n_slots, n_values)."""
-        place = self.places.by_name[name]
-        assert place.n_rows == 1
-        return self.data_GQ.as_strided((n_slots, place.n_columns), (self.places.n_floats, 1), place.start)
+        assert self.places.by_name[name].n_rows == 1
+        return self.rows(name, n_slots).squeeze(1)
 
     def load(self, vectors_GP: Tensor) -> None:
         """Copies flat vectors into the first slots; a vector may be given once for all, by a stride of zero."""

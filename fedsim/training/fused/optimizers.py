@@ -1,17 +1,19 @@
 """Steps of stacked optimisers, which do what torch's do one client at a time.
 
-Shapes: `g` slots at work, `Q` floats of a client's part of a slab. Learning rates are a column: clients of one group
-may start from different versions, whose rates differ.
+Learning rates are a column: clients of one group may start from different versions, whose rates differ. Shapes: `G` slots,
+`g` slots at work, `Q` floats of a parameter with its padding. Vectors without a suffix are whole blocks of a parameter
+of all slots at work; what follows the last of them is overwritten with rubbish that nobody reads.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedsim.config import AdamOptimizer, OptimizerConfig, ProximalObjective, SgdOptimizer, TrainingConfig
+from fedsim.config import AdamOptimizer, ProximalObjective, SgdOptimizer, TrainingConfig
 from fedsim.training.fused.memory import Slab
 from fedsim.training.fused.values import Target
 
@@ -49,21 +51,25 @@ class MomentumSgd:
 
     carries_rate = False
 
-    def __init__(self, weights: Slab, momenta: Slab, config: SgdOptimizer) -> None:
-        self.target = Target(momenta, beta=config.momentum, alpha=1.0)
-        self._w_GQ, self._m_GQ = weights.data_GQ, momenta.data_GQ
-        self._weight_decay = config.weight_decay
+    def __init__(self, weights: Slab, momentum: float, weight_decay: float) -> None:
+        self._momenta = weights.like()
+        self.target = Target(self._momenta, beta=momentum, alpha=1.0)
+        self._weight_decay = weight_decay
         self._rates_G1: Tensor
+        self._blocks = cache(lambda g: list(zip(weights.blocks(g), self._momenta.blocks(g), strict=True)))
+        self._parts = cache(lambda g: list(zip(weights.parts(g), self._momenta.parts(g), strict=True)))
 
     def start(self, n_slots: int, rates_G1: Tensor) -> None:
         self._rates_G1 = rates_G1
-        self._m_GQ[:n_slots].zero_()
+        self._momenta.zero(n_slots)
 
     def step(self, n_slots: int) -> None:
-        w_gQ, m_gQ = self._w_GQ[:n_slots], self._m_GQ[:n_slots]
         if self._weight_decay:
-            m_gQ.add_(w_gQ, alpha=self._weight_decay)
-        w_gQ.addcmul_(m_gQ, self._rates_G1[:n_slots], value=-1.0)
+            for w, m in self._blocks(n_slots):
+                m.add_(w, alpha=self._weight_decay)
+        rates_g1 = self._rates_G1[:n_slots]
+        for w_gQ, m_gQ in self._parts(n_slots):
+            w_gQ.addcmul_(m_gQ, rates_g1, value=-1.0)
 
 
 class GradientStep:
@@ -72,96 +78,99 @@ class GradientStep:
     carries_rate = False
 
     def __init__(self, weights: Slab, training: TrainingConfig) -> None:
-        places, data_GQ = weights.places, weights.data_GQ
-        self._places, self._w_GQ = places, data_GQ
-        gradients = Slab(places, torch.zeros_like(data_GQ))
-        self.target = Target(gradients, beta=0.0, alpha=1.0)
-        self._d_GQ, self._t_GQ = gradients.data_GQ, torch.zeros_like(data_GQ)
+        self._weights, self._gradients, self._room = weights, weights.like(), weights.like()
+        self.target = Target(self._gradients, beta=0.0, alpha=1.0)
         objective = training.objective
         self._mu = objective.mu if isinstance(objective, ProximalObjective) else 0.0
-        self._base_GQ = torch.zeros_like(data_GQ) if self._mu else None
+        self._base = weights.like() if self._mu else None
         self._clip_norm = training.clip_norm
-        self._rule = _rule(training.optimizer, data_GQ)
+        optimizer = training.optimizer
+        self._rule = _Sgd(optimizer, weights) if isinstance(optimizer, SgdOptimizer) else _Adam(optimizer, weights)
 
     def start(self, n_slots: int, rates_G1: Tensor) -> None:
         self._rule.start(n_slots, rates_G1)
-        if self._base_GQ is not None:
-            self._base_GQ[:n_slots].copy_(self._w_GQ[:n_slots])
+        if self._base is not None:
+            for base_gQ, w_gQ in zip(self._base.parts(n_slots), self._weights.parts(n_slots), strict=True):
+                base_gQ.copy_(w_gQ)
 
     def step(self, n_slots: int) -> None:
-        w_gQ, d_gQ, t_gQ = self._w_GQ[:n_slots], self._d_GQ[:n_slots], self._t_GQ[:n_slots]
-        if self._base_GQ is not None:
-            torch.sub(w_gQ, self._base_GQ[:n_slots], out=t_gQ)
-            d_gQ.add_(t_gQ.mul_(self._mu))
+        if self._base is not None:
+            slabs = (self._weights, self._gradients, self._room, self._base)
+            for w, d, t, base in zip(*(slab.blocks(n_slots) for slab in slabs), strict=True):
+                torch.sub(w, base, out=t)
+                d.add_(t.mul_(self._mu))
         if self._clip_norm is not None:
-            _clip(d_gQ, t_gQ, self._clip_norm)
-        self._rule.step(w_gQ, d_gQ, t_gQ)
+            self._clip(n_slots, self._clip_norm)
+        self._rule.step(n_slots, self._weights, self._gradients, self._room)
 
-
-def _clip(d_gQ: Tensor, t_gQ: Tensor, norm: float) -> None:
-    """Shortens each client's gradient to the norm, as `torch.nn.utils.clip_grad_norm_` does."""
-    norms_g1 = torch.mul(d_gQ, d_gQ, out=t_gQ).sum(1, keepdim=True).sqrt_()
-    d_gQ.mul_(norms_g1.add_(1e-6).reciprocal_().mul_(norm).clamp_(max=1.0))
-
-
-class _Rule(Protocol):
-    def start(self, n_slots: int, rates_G1: Tensor) -> None: ...
-
-    def step(self, w_gQ: Tensor, d_gQ: Tensor, t_gQ: Tensor) -> None: ...
+    def _clip(self, n_slots: int, norm: float) -> None:
+        """Shortens each client's gradient to the norm, as `torch.nn.utils.clip_grad_norm_` does."""
+        gradients, room = self._gradients, self._room
+        for d, t in zip(gradients.blocks(n_slots), room.blocks(n_slots), strict=True):
+            torch.mul(d, d, out=t)
+        squares = [t_gQ.sum(1, keepdim=True) for t_gQ in room.parts(n_slots)]
+        norms_g1 = torch.cat(squares, 1).sum(1, keepdim=True).sqrt_()
+        factors_g1 = norms_g1.add_(1e-6).reciprocal_().mul_(norm).clamp_(max=1.0)
+        for d_gQ in gradients.parts(n_slots):
+            d_gQ.mul_(factors_g1)
 
 
 class _Sgd:
-    def __init__(self, config: SgdOptimizer, like_GQ: Tensor) -> None:
+    def __init__(self, config: SgdOptimizer, weights: Slab) -> None:
         self._config = config
-        self._m_GQ = torch.zeros_like(like_GQ) if config.momentum else None
+        self._momenta = weights.like() if config.momentum else None
         self._rates_G1: Tensor
 
     def start(self, n_slots: int, rates_G1: Tensor) -> None:
         self._rates_G1 = rates_G1
-        if self._m_GQ is not None:
-            self._m_GQ[:n_slots].zero_()
+        if self._momenta is not None:
+            self._momenta.zero(n_slots)
 
-    def step(self, w_gQ: Tensor, d_gQ: Tensor, t_gQ: Tensor) -> None:
-        n_slots = w_gQ.shape[0]
-        if self._config.weight_decay:
-            d_gQ.add_(w_gQ, alpha=self._config.weight_decay)
-        if self._m_GQ is not None:
-            d_gQ = self._m_GQ[:n_slots].mul_(self._config.momentum).add_(d_gQ)
-        w_gQ.addcmul_(d_gQ, self._rates_G1[:n_slots], value=-1.0)
+    def step(self, n_slots: int, weights: Slab, gradients: Slab, room: Slab) -> None:
+        config, rates_g1 = self._config, self._rates_G1[:n_slots]
+        if config.weight_decay:
+            for w, d in zip(weights.blocks(n_slots), gradients.blocks(n_slots), strict=True):
+                d.add_(w, alpha=config.weight_decay)
+        if self._momenta is not None:
+            for m, d in zip(self._momenta.blocks(n_slots), gradients.blocks(n_slots), strict=True):
+                m.mul_(config.momentum).add_(d)
+            gradients = self._momenta
+        for w_gQ, d_gQ in zip(weights.parts(n_slots), gradients.parts(n_slots), strict=True):
+            w_gQ.addcmul_(d_gQ, rates_g1, value=-1.0)
 
 
 class _Adam:
     """Adam, and AdamW, whose decay is no part of the gradient."""
 
-    def __init__(self, config: AdamOptimizer, like_GQ: Tensor) -> None:
+    def __init__(self, config: AdamOptimizer, weights: Slab) -> None:
         self._config = config
-        self._m_GQ, self._v_GQ = torch.zeros_like(like_GQ), torch.zeros_like(like_GQ)
+        self._first, self._second = weights.like(), weights.like()
         self._n_steps = 0
         self._rates_G1: Tensor
 
     def start(self, n_slots: int, rates_G1: Tensor) -> None:
         self._rates_G1, self._n_steps = rates_G1, 0
-        self._m_GQ[:n_slots].zero_()
-        self._v_GQ[:n_slots].zero_()
+        self._first.zero(n_slots)
+        self._second.zero(n_slots)
 
-    def step(self, w_gQ: Tensor, d_gQ: Tensor, t_gQ: Tensor) -> None:
-        config, n_slots = self._config, w_gQ.shape[0]
-        m_gQ, v_gQ, rates_g1 = self._m_GQ[:n_slots], self._v_GQ[:n_slots], self._rates_G1[:n_slots]
+    def step(self, n_slots: int, weights: Slab, gradients: Slab, room: Slab) -> None:
+        config, rates_g1 = self._config, self._rates_G1[:n_slots]
         self._n_steps += 1
         first, second = (1.0 - beta**self._n_steps for beta in config.betas)
         if config.weight_decay and config.kind == "adamw":
-            w_gQ.mul_(1.0 - rates_g1 * config.weight_decay)
-        elif config.weight_decay:
-            d_gQ.add_(w_gQ, alpha=config.weight_decay)
-        m_gQ.lerp_(d_gQ, 1.0 - config.betas[0])
-        v_gQ.mul_(config.betas[1]).addcmul_(d_gQ, d_gQ, value=1.0 - config.betas[1])
-        torch.sqrt(v_gQ, out=t_gQ).mul_(second**-0.5).add_(config.eps)
-        torch.div(m_gQ, t_gQ, out=t_gQ)
-        w_gQ.addcmul_(t_gQ, rates_g1 / first, value=-1.0)
-
-
-def _rule(config: OptimizerConfig, like_GQ: Tensor) -> _Rule:
-    return _Sgd(config, like_GQ) if isinstance(config, SgdOptimizer) else _Adam(config, like_GQ)
+            factors_g1 = 1.0 - rates_g1 * config.weight_decay
+            for w_gQ in weights.parts(n_slots):
+                w_gQ.mul_(factors_g1)
+        slabs = (weights, gradients, room, self._first, self._second)
+        for w, d, t, m, v in zip(*(slab.blocks(n_slots) for slab in slabs), strict=True):
+            if config.weight_decay and config.kind == "adam":
+                d.add_(w, alpha=config.weight_decay)
+            m.lerp_(d, 1.0 - config.betas[0])
+            v.mul_(config.betas[1]).addcmul_(d, d, value=1.0 - config.betas[1])
+            torch.sqrt(v, out=t).mul_(second**-0.5).add_(config.eps)
+            torch.div(m, t, out=t)
+        for w_gQ, t_gQ in zip(weights.parts(n_slots), room.parts(n_slots), strict=True):
+            w_gQ.addcmul_(t_gQ, rates_g1 / first, value=-1.0)
 
 
 def build(training: TrainingConfig, weights: Slab) -> Stepper:
@@ -169,8 +178,8 @@ def build(training: TrainingConfig, weights: Slab) -> Stepper:
     optimizer = training.optimizer
     is_bare = training.clip_norm is None and not isinstance(training.objective, ProximalObjective)
     if is_bare and isinstance(optimizer, SgdOptimizer):
-        if not optimizer.momentum and not optimizer.weight_decay:
-            return PlainSgd(weights)
         if optimizer.momentum:
-            return MomentumSgd(weights, Slab(weights.places, torch.zeros_like(weights.data_GQ)), optimizer)
+            return MomentumSgd(weights, optimizer.momentum, optimizer.weight_decay)
+        if not optimizer.weight_decay:
+            return PlainSgd(weights)
     return GradientStep(weights, training)

@@ -19,7 +19,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from fedsim.training.fused.memory import PART, Slab, padded
+from fedsim.training.fused.memory import BLOCK, Slab, padded
 
 
 class Form(Enum):
@@ -83,7 +83,7 @@ class Arena:
 
     def take(self, name: str, n_slots: int, n_floats: int) -> Tensor:
         """A flat tensor for `n_slots` clients of `n_floats` each, raised to a whole block; zeros at first."""
-        n = padded(n_slots * n_floats, PART)
+        n = padded(n_slots * n_floats, BLOCK)
         if name not in self.kept or self.kept[name].numel() < n:
             self.kept[name] = torch.zeros(n, dtype=self.dtype, device=self.device)
         return self.kept[name][:n]

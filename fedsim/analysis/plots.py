@@ -26,7 +26,7 @@ _MOST_BARS = 40
 # Colours of Okabe and Ito (2008), which people with any kind of colour vision tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#7F7F7F", "#882255", "#44AA99")
 _PARTS = (
-    ("busy_s", "training", "#009E73"),
+    ("busy_s", "training (rank 0: serving)", "#009E73"),
     ("evaluating_s", "evaluating", "#56B4E9"),
     ("sending_s", "sending", "#E69F00"),
 )

@@ -252,12 +252,21 @@ class Supply:
             self._enqueue(last)
             self.n_retrained += 1
 
+    def _fill(self) -> int:
+        """How many tasks make a group now: so few that every worker has its groups and as many tasks are left over.
+
+        A group's bits do not depend on its fill, so this may follow the number of workers.
+        """
+        n_shares = 2 * self._bounds.n_groups * len(self._desks)
+        return min(self._bounds.group_size, max(1, len(self._items) // n_shares))
+
     def _post_group(self, worker: int, desk: Desk, due: Item | None) -> bool:
         """Posts one group if there is a reason to: a full one, or anything at all for a worker with nothing to do."""
         queue = desk.ready or self._shared
-        n = min(self._bounds.group_size, self._bounds.worker_rows - desk.n_rows)
-        if not queue or (desk.n_groups > 0 and len(queue) < self._bounds.group_size):
+        fill = self._fill()
+        if not queue or (desk.n_groups > 0 and len(queue) < fill):
             return False
+        n = min(fill, self._bounds.worker_rows - desk.n_rows)
         group = self._take_group(worker, queue, n)
         if not group:
             return False

@@ -111,10 +111,10 @@ class TaskRow(NamedTuple):
     staleness: Annotated[
         int, Column("<i4", "1", "versions between the base and the one the update met; -1 if not applied", NO_INT)
     ]
-    virtual_dispatch_s: Annotated[float, Column("<f8", "s", "virtual time of the dispatch; NaN on the wall clock")]
-    virtual_download_s: Annotated[float, Column("<f8", "s", "virtual duration of the download")]
-    virtual_compute_s: Annotated[float, Column("<f8", "s", "virtual duration of the local training")]
-    virtual_upload_s: Annotated[float, Column("<f8", "s", "virtual duration of the upload")]
+    virtual_dispatch_s: Annotated[float, Column("<f8", "s", "time of the dispatch on the run's clock, virtual or wall")]
+    virtual_download_s: Annotated[float, Column("<f8", "s", "virtual duration of the download; NaN on the wall clock")]
+    virtual_compute_s: Annotated[float, Column("<f8", "s", "virtual duration of local training; NaN on the wall clock")]
+    virtual_upload_s: Annotated[float, Column("<f8", "s", "virtual duration of the upload; NaN on the wall clock")]
     virtual_arrival_s: Annotated[
         float, Column("<f8", "s", "virtual time at which the update reached the server, or would have")
     ]
@@ -135,7 +135,7 @@ class VersionRow(NamedTuple):
     """One row a version that the server made; version 0, the initial model, has none."""
 
     version: Annotated[int, Column("<i8", "1", "the server model's counter")]
-    virtual_s: Annotated[float, Column("<f8", "s", "virtual time at which the version was made; NaN on the wall clock")]
+    virtual_s: Annotated[float, Column("<f8", "s", "time at which the version was made, on the run's clock")]
     wall_s: Annotated[float, Column("<f8", "s", "wall time at which it was made, since the attempt's start")]
     n_updates: Annotated[int, Column("<i8", "1", "updates merged into it")]
     weight_sum: Annotated[float, Column("<f8", "1", "sum of their weights")]
@@ -210,7 +210,7 @@ HISTORY = (
 
 
 class RunTotals(NamedTuple):
-    """A run in four numbers: last version, updates merged, virtual time reached (NaN on the wall clock), wall time."""
+    """A run in four numbers: last version, updates merged, time reached on the run's clock, wall time."""
 
     versions: int
     updates: int

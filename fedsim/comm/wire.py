@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.comm.transport import N_COUNTERS, Command, Counters, Delivered, Evaluated, Failed, Trained
-from fedsim.types import EvaluationRow, Float32, Float64, Task, TaskReport
+from fedsim.types import EvaluationRow, Float64, Task, TaskReport
 
 Bytes = NDArray[np.uint8]
 
@@ -157,8 +157,3 @@ def evaluation_rows(table: Float64, metric_names: Sequence[str]) -> list[Evaluat
         EvaluationRow(int(line[0]), int(line[1]), line[2], dict(zip(metric_names, line[3:], strict=True)))
         for line in table.tolist()
     ]
-
-
-def rows_of(vectors: Sequence[Float32], n_parameters: int) -> Float32:
-    """Vectors as the rows of one contiguous (n, P) float32 array."""
-    return np.stack(vectors) if vectors else np.empty((0, n_parameters), dtype=np.float32)

@@ -1,0 +1,270 @@
+"""The engine without training: a real schedule, supply, server and workers around an arithmetic that stands for it."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim import aggregation
+from fedsim.comm.inline import InlineTransport
+from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Message
+from fedsim.config import RunConfig, StopConfig, TiersSchedule
+from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.replay import History, ReplaySchedule
+from fedsim.engine.server import Pulse, Server
+from fedsim.engine.supply import Bounds, Supply
+from fedsim.engine.versions import VersionStore
+from fedsim.engine.worker import Worker
+from fedsim.population.devices import Devices
+from fedsim.record.schema import TASKS, VERSIONS
+from fedsim.schedule.placement import placement
+from fedsim.schedule.policies import build_policy
+from fedsim.schedule.schedule import Schedule, Work
+from fedsim.schedule.selection import AlwaysThere, Domain, Selection
+from fedsim.schedule.tiers import tiers
+from fedsim.types import EvaluationRow, Float32, Task, TaskReport
+
+N_PARAMETERS = 5
+N_CLIENTS = 12
+SIZES = 1 + np.arange(N_CLIENTS) % 5
+HISTORY = (
+    "task",
+    "client",
+    "outcome",
+    "base_version",
+    "applied_version",
+    "virtual_dispatch_s",
+    "virtual_arrival_s",
+    "weight",
+)
+
+
+class Arithmetic:
+    """Trains: element 0 grows by one, the others by what depends on the task and, not linearly, on its base."""
+
+    def train(
+        self,
+        tasks: Sequence[Task],
+        base_of: Callable[[int], Float32],
+        out_GP: Float32,
+        progress: Callable[[], None],
+    ) -> list[TaskReport]:
+        for row_P, task in zip(out_GP, tasks, strict=True):
+            base_P = base_of(task.base_version)
+            row_P[:] = np.float32(task.learning_rate) * (base_P * base_P - np.float32(task.client % 3) - base_P)
+            row_P[1] += np.float32(task.first_step % 7) * np.float32(0.01)
+            row_P[0] = 1.0
+            progress()
+        return [TaskReport(t.task, 1, t.n_samples, t.n_steps, 0.0, 0.0, 0.0, 0.0) for t in tasks]
+
+
+class Counting:
+    """Evaluates: element 0 counts the versions, if those are means of updates; a hundredth of it is the accuracy."""
+
+    def evaluate(self, vector_P: Float32) -> list[EvaluationRow]:
+        return [EvaluationRow(-1, 10, 1.0 / (1.0 + float(vector_P[0])), {"accuracy": float(vector_P[0]) / 100.0})]
+
+
+class Shuffled:
+    """Several real workers whose commands are carried out, and answers delivered, in an order drawn from a seed."""
+
+    def __init__(self, workers: Sequence[Worker], seed: int) -> None:
+        self.n_workers = len(workers)
+        self._workers = workers
+        self._draws = random.Random(seed)
+        self._jobs: list[deque[Callable[[], Message]]] = [deque() for _ in workers]
+
+    def rank(self, worker: int) -> int:
+        return worker + 1
+
+    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
+        core = self._workers[worker]
+        core.forget(command.forget)
+        core.drop(command.drop)
+        for version, vector_P in zip(command.coming, versions, strict=True):
+            core.learn(version, vector_P.copy())
+        if command.fetch:
+            self._jobs[worker].appendleft(lambda: core.deliver(command.fetch))
+        if command.evaluate != NO_VERSION:
+            self._jobs[worker].append(lambda: core.evaluate(command.evaluate))
+        if command.tasks:
+            self._jobs[worker].append(lambda: core.train(command.tasks, command.send, lambda: None))
+
+    def poll(self) -> Sequence[Message]:
+        ready = [jobs for jobs in self._jobs if jobs]
+        if not ready or self._draws.random() < 0.3:
+            return ()
+        return (self._draws.choice(ready).popleft()(),)
+
+    def counters(self, worker: int) -> Counters:
+        return self._workers[worker].counters
+
+    def close(self, timeout_s: float | None = None) -> None:
+        pass
+
+
+class Ticks:
+    """A clock that goes on by `step_s` at each reading."""
+
+    def __init__(self, step_s: float = 1e-4) -> None:
+        self.step_s, self.now_s = step_s, 0.0
+
+    def __call__(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+
+class Rows:
+    """Stands for the record: keeps the rows of each table."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[Sequence[float]]] = {"tasks": [], "versions": [], "evaluations": []}
+
+    def append(self, table: str, row: Sequence[float]) -> None:
+        self.tables[table].append(row)
+
+    def tick(self, now_s: float) -> None:
+        pass
+
+    def column(self, table: str, name: str) -> np.ndarray[Any, Any]:
+        """A column by its name in the record."""
+        position = {"tasks": TASKS, "versions": VERSIONS}[table].names.index(name)
+        return np.array([row[position] for row in self.tables[table]])
+
+    def history(self) -> list[tuple[float | None, ...]]:
+        """The columns that a run's history consists of, a tuple a task; NaN as None, so that rows can be compared."""
+        columns = [self.column("tasks", name).tolist() for name in HISTORY]
+        return [tuple(None if x != x else x for x in row) for row in zip(*columns, strict=True)]
+
+
+@dataclass
+class Result:
+    """What a run left behind."""
+
+    status: str
+    rows: Rows
+    weights_P: Float32
+    pulse: Pulse
+    supply: Supply
+
+
+@dataclass
+class Bench:
+    """Runs a configuration on `n_workers`; more than one answer in an order drawn from `seed`."""
+
+    n_workers: int = 1
+    seed: int = 0
+    bounds: Bounds = field(default_factory=lambda: Bounds(2, 2, 50, 50, 50))
+    clock: Callable[[], float] = field(default_factory=Ticks)
+    stop_requested: Callable[[], bool] = lambda: False
+    placement: Any = "home"
+    evaluator: Any = field(default_factory=Counting)
+    has_tests: bool = True
+
+    def run(self, config: RunConfig) -> Result:
+        """The configuration's own schedule."""
+        return self._run(config, schedule_of(config), replaying=False)
+
+    def replay(self, config: RunConfig, history: History) -> Result:
+        """A recorded schedule."""
+        endless = config.model_copy(update={"stop": StopConfig(versions=2**40)})
+        return self._run(endless, ReplaySchedule(history, work_of(config), N_CLIENTS), replaying=True)
+
+    def _run(self, config: RunConfig, schedule: Any, replaying: bool) -> Result:
+        workers = [
+            Worker(index, "here", N_PARAMETERS, Arithmetic(), self.evaluator, self.clock, lambda: None)
+            for index in range(self.n_workers)
+        ]
+        transport: Any = InlineTransport(workers[0]) if self.n_workers == 1 else Shuffled(workers, self.seed)
+        versions = VersionStore(N_PARAMETERS, 8 * N_PARAMETERS)
+        reserve = 0 if config.clock == "wall" and not replaying else 1
+        bounds = replace(self.bounds, reserve=reserve)
+        supply = Supply(transport, placement(self.placement, self.n_workers, SIZES), bounds, versions, self.clock, 1e9)
+        supply._backoff = Backoff(sleep=lambda seconds: None)
+        rows = Rows()
+        rule = aggregation.build(config.aggregation)
+        server = Server(
+            config=config,
+            schedule=schedule,
+            supply=supply,
+            versions=versions,
+            rule=rule,
+            state=rule.init(np.linspace(0.0, 0.4, N_PARAMETERS, dtype=np.float32)),
+            publish=aggregation.published,
+            evaluations=Evaluations(config.evaluation, config.stop.target, supply, rows, self.clock, self.has_tests),
+            recorder=rows,
+            clock=self.clock,
+            stop_requested=self.stop_requested,
+            watchers=(),
+        )
+        status = server.run(replaying=replaying)
+        return Result(status, rows, server.weights(), server.pulse, supply)
+
+
+def some_config(**sections: Any) -> RunConfig:
+    """An asynchronous run of exponential task times, mean 1, for ten versions."""
+    plain: dict[str, Any] = {
+        "name": "test",
+        "seed": 11,
+        "data": {"dataset": "heart"},
+        "model": {"kind": "logistic"},
+        "training": {"optimizer": {"kind": "sgd", "learning_rate": 0.1}, "batch_size": 4, "steps": 3},
+        "schedule": {"policy": "async", "concurrency": 4},
+        "aggregation": {"rule": "fedavg", "weighting": "uniform"},
+        "devices": {"compute": {"time": {"law": "exponential", "mean": 1.0}}},
+        "evaluation": {"every_versions": None},
+        "stop": {"versions": 10},
+    }
+    if sections.get("clock") == "wall":
+        del plain["devices"]
+    return RunConfig(**(plain | sections))
+
+
+def work_of(config: RunConfig) -> Work:
+    """Sizes of 1 to 5, three steps, a rate that falls with the versions."""
+    return Work(
+        n_samples=lambda clients: SIZES[clients],
+        n_steps=lambda n: 3,
+        n_processed=lambda n: 3 * n,
+        learning_rate=lambda version: 0.1 * 0.9**version,
+        counts_steps=True,
+    )
+
+
+def schedule_of(config: RunConfig) -> Schedule:
+    """The schedule of a configuration, for twelve clients."""
+    devices = None
+    if config.clock == "virtual":
+        devices = Devices(config.devices, config.seed, N_CLIENTS, Path("."), 100, 100)
+    domains = [Domain(N_CLIENTS)]
+    if isinstance(config.schedule, TiersSchedule):
+        assert devices is not None
+        expected_s = devices.expected_s(np.arange(N_CLIENTS), np.full(N_CLIENTS, 3), 3 * SIZES)
+        domains = [Domain(N_CLIENTS, part) for part in tiers(expected_s, config.schedule.tiers)]
+    selection = Selection(config.schedule.selection, config.seed, devices or AlwaysThere(), SIZES)
+    return Schedule(build_policy(config.schedule), domains, selection, work_of(config), devices)
+
+
+@pytest.fixture
+def bench() -> type[Bench]:
+    """Call it as `Bench`."""
+    return Bench
+
+
+@pytest.fixture
+def config() -> Callable[..., RunConfig]:
+    """`config(**sections)`: an asynchronous run of ten versions; keyword arguments replace sections."""
+    return some_config
+
+
+@pytest.fixture
+def ticks() -> type[Ticks]:
+    """Call it as `Ticks`."""
+    return Ticks

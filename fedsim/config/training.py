@@ -71,7 +71,7 @@ class TrainingConfig(Section):
     objective: ObjectiveConfig = PlainObjective(kind="plain")
     clip_norm: Positive | None = None
     decay: DecayConfig | None = None
-    path: Literal["auto", "loop", "fused"] = "auto"
+    path: Literal["auto", "loop", "stacked", "fused"] = "auto"
     group_size: Annotated[int, Field(ge=1, le=512)] | None = None
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from fedsim.population.population import Population
+    from fedsim.training.group import Machine
     from fedsim.training.shards import ShardCache
 
 Payload = Literal["delta", "model"]
@@ -70,10 +71,14 @@ def build(
         return LoopTrainer(
             config, population, module, payload=payload, device=device, worker=worker, clock=clock, shards=shards
         )
-    from fedsim.training.fused.machine import FusedMachine
     from fedsim.training.group import GroupTrainer
 
-    make = partial(FusedMachine, module, population.sample_shape, config.training, device=device)
+    machine: Callable[..., Machine]
+    if choice.path == "fused":
+        from fedsim.training.fused.machine import FusedMachine as machine
+    else:
+        from fedsim.training.stacked import StackedMachine as machine
+    make = partial(machine, module, population.sample_shape, config.training, device=device)
     return GroupTrainer(
         choice, make, config, population, module, payload=payload, device=device, worker=worker, clock=clock,
         shards=shards,

@@ -8,7 +8,7 @@ cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from fedsim.models import n_outputs
 from fedsim.training.fused import machine, program
 from fedsim.training.fused.graph import Node, UnsupportedError
 from fedsim.training.fused.memory import padded
-from fedsim.training.objectives import task_loss
+from fedsim.training.objectives import TaskLoss, task_loss
 
 CACHE_BYTES = 4 << 20  # of a core, with its share of what cores share: the measure for groups, not the machine's own
 MAX_GROUP = 64  # beyond it a step's overhead is below a hundredth
@@ -36,24 +36,53 @@ class Choice(NamedTuple):
 
 
 def choose_path(config: RunConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], n_classes: int) -> Choice:
-    """The path that `training.path` asks for, or for `auto` the fastest one that can take the module.
+    """The path that `training.path` asks for, or for `auto` the first of fused, stacked and loop that takes the module.
 
     Raises ConfigError if the path asked for cannot take it, naming the layer.
     """
     training = config.training
-    if training.path == "loop":
-        return Choice("loop", training.group_size or 1, "as configured")
-    try:
-        nodes = machine.plan(module, sample_shape, task_loss(n_outputs(config.model, n_classes)))
-    except UnsupportedError as error:
-        if training.path == "fused":
-            raise ConfigError(f"training.path: fused cannot train this model: {error}; use auto or loop") from error
-        return Choice("loop", training.group_size or 1, f"not fused: {error}")
+    loss = task_loss(n_outputs(config.model, n_classes))
+    refusals: list[str] = []
+    for path in ("fused", "stacked"):
+        if training.path not in ("auto", path):
+            continue
+        try:
+            client_bytes, least = _PATHS[path](training, module, sample_shape, loss)
+        except UnsupportedError as error:
+            if training.path == path:
+                raise ConfigError(
+                    f"training.path: {path} cannot train this model: {error}; use auto or loop"
+                ) from error
+            refusals.append(f"not {path}: {error}")
+            continue
+        if training.group_size is not None:
+            return Choice(path, training.group_size, "; ".join([*refusals, "group size as configured"]))
+        reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
+        return Choice(path, group_size(client_bytes, least), "; ".join([*refusals, reason]))
+    return Choice("loop", training.group_size or 1, "; ".join(refusals) or "as configured")
+
+
+def _fused(
+    training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss
+) -> tuple[int, int]:
+    """Bytes a client, and the smallest group that makes sense."""
+    nodes = machine.plan(module, sample_shape, loss)
     client_bytes = fused_client_bytes(training, nodes, Layout.of(module), sample_shape)
-    if training.group_size is not None:
-        return Choice("fused", training.group_size, f"{client_bytes:,} bytes a client; group size as configured")
-    reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
-    return Choice("fused", group_size(client_bytes, 2 if program.has_maps(nodes) else 1), reason)
+    return client_bytes, 2 if program.has_maps(nodes) else 1
+
+
+def _stacked(
+    training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss
+) -> tuple[int, int]:
+    """Bytes a client, and the smallest group that makes sense. Activations are not known; samples stand for them."""
+    from fedsim.training import stacked  # torch.func takes a while to load
+
+    stacked.check(module, sample_shape, loss)
+    n_values = _n_slabs(training) * Layout.of(module).n_parameters
+    return _FLOAT_BYTES * (n_values + 8 * training.batch_size * math.prod(sample_shape)), 2
+
+
+_PATHS: dict[str, Callable[..., tuple[int, int]]] = {"fused": _fused, "stacked": _stacked}
 
 
 def group_size(client_bytes: int, least: int) -> int:

@@ -87,8 +87,8 @@ class Finisher:
 def update_norms(rows_GP: NDArray[np.floating], base_GP: NDArray[np.floating] | None) -> Float64:
     """The Euclidean norms of vectors (G, P), or of their differences from a base, (G, P) or (1, P): float64 (G,).
 
-    Squares are added up in the vectors' own type over `_CHUNK` values, and in float64 over chunks: five times as fast as
-    in float64 throughout, and as exact as the values are. A row's norm does not depend on the other rows.
+    Squares are added up in the vectors' own type over `_CHUNK` values, and in float64 over chunks: five times as fast
+    as in float64 throughout, and as exact as the values are. A row's norm does not depend on the other rows.
     """
     rows = torch.from_numpy(rows_GP)
     rows = rows if base_GP is None else rows - torch.from_numpy(base_GP)

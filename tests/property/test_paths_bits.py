@@ -17,11 +17,11 @@ from fedsim.types import Float32, Shard, Task, TaskReport
 
 Make = Callable[..., Any]
 SETTINGS = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-PATHS = ["fused"]
+PATHS = ["fused", "stacked"]
 SIZES = (17, 4, 11, 6, 1, 30)  # samples of the clients
 CASES: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"kind": "logistic"}, (13,), 2),

@@ -22,16 +22,17 @@ from fedsim.layout import Layout
 from fedsim.training.choice import Choice
 from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.group import GroupTrainer
+from fedsim.training.stacked import StackedMachine
 from fedsim.types import Shard, Task
 
 Make = Callable[..., Any]
 SETTINGS = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
-MACHINES = {"fused": FusedMachine}
+MACHINES = {"fused": FusedMachine, "stacked": StackedMachine}
 
 
 OPTIMIZERS: list[tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]]] = [
@@ -39,8 +40,8 @@ OPTIMIZERS: list[tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]]] = 
     ({"kind": "sgd", "weight_decay": 0.01}, torch.optim.SGD),
     ({"kind": "sgd", "momentum": 0.9}, torch.optim.SGD),
     ({"kind": "sgd", "momentum": 0.5, "weight_decay": 0.01}, torch.optim.SGD),
-    ({"kind": "adam", "betas": (0.8, 0.99), "weight_decay": 0.01, "eps": 1e-4}, torch.optim.Adam),
-    ({"kind": "adamw", "weight_decay": 0.1, "eps": 1e-4}, torch.optim.AdamW),
+    ({"kind": "adam", "betas": (0.8, 0.99), "weight_decay": 0.01, "eps": 1e-2}, torch.optim.Adam),
+    ({"kind": "adamw", "weight_decay": 0.1, "eps": 1e-2}, torch.optim.AdamW),
 ]
 EXTRAS: list[dict[str, Any]] = [
     {},

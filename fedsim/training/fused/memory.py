@@ -4,8 +4,8 @@ Products of stacked operands were seen to change with the slot in a fifth of all
 in none once every row starts on a 64-byte boundary. Products go over the padding, too, which holds zeros: one with 10
 columns took four times as long as one with 16. Each parameter has a tensor of its own for all slots, without gaps,
 because torch takes stacked products one by one where the result has gaps. Elementwise kernels work through blocks of
-up to 64 floats and end with a scalar tail of other rounding, so they are given whole blocks. Shapes: `G` slots, `g` slots
-at work, `P` parameters, `Q` floats of a parameter with its padding.
+up to 64 floats and end with a scalar tail of other rounding, so they are given whole blocks.
+Shapes: `G` slots, `g` slots at work, `P` parameters, `Q` floats of a parameter with its padding.
 """
 
 from __future__ import annotations

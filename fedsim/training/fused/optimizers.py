@@ -1,8 +1,8 @@
 """Steps of stacked optimisers, which do what torch's do one client at a time.
 
-Learning rates are a column: clients of one group may start from different versions, whose rates differ. Shapes: `G` slots,
-`g` slots at work, `Q` floats of a parameter with its padding. Vectors without a suffix are whole blocks of a parameter
-of all slots at work; what follows the last of them is overwritten with rubbish that nobody reads.
+Learning rates are a column: clients of one group may start from different versions, whose rates differ. Vectors without
+a suffix are whole blocks of a parameter of all slots at work; what follows the last of them is overwritten with rubbish
+that nobody reads. Shapes: `G` slots, `g` slots at work, `Q` floats of a parameter with its padding.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+"""What the machines of the stacked paths have in common: weights in a slab, an optimiser's step, batches.
+
+Shapes: `G` slots, `P` parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import TrainingConfig
+from fedsim.training.fused import optimizers
+from fedsim.training.fused.memory import Places
+from fedsim.training.groupbatches import GroupBatches
+from fedsim.training.objectives import TaskLoss
+
+
+class SlabMachine:
+    """Weights of `n_slots` clients; whoever derives from it adds the step. Fewer than `min_slots` are never at work."""
+
+    def __init__(
+        self,
+        places: Places,
+        sample_shape: tuple[int, ...],
+        training: TrainingConfig,
+        loss: TaskLoss,
+        n_slots: int,
+        min_slots: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.min_slots = min_slots
+        self.n_slots = max(n_slots, min_slots)
+        self.weights = places.slab(self.n_slots, dtype, device)
+        self.stepper = optimizers.build(training, self.weights)
+        self.carries_rate = self.stepper.carries_rate
+        self.n_features = math.prod(sample_shape)
+        target_type = torch.int64 if loss.targets(np.zeros(1, np.int64)).dtype == torch.int64 else dtype
+        self.batches = GroupBatches(
+            self.n_slots, training.batch_size, self.n_features, dtype, target_type, device
+        )  # fmt: skip
+        self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
+
+    def start(self, base_GP: Tensor, rates_G1: Tensor) -> None:
+        """See `fedsim.training.group.Machine.start`."""
+        n_slots = base_GP.shape[0]
+        self.weights.load(base_GP)
+        self._rates_G1[:n_slots] = rates_G1
+        self.stepper.start(n_slots, self._rates_G1)
+        if n_slots < self.min_slots:
+            self.batches.scale_GKB[n_slots : self.min_slots].zero_()
+
+    def read(self, first: int, out_GP: Tensor) -> None:
+        """See `fedsim.training.group.Machine.read`."""
+        self.weights.read(first, out_GP)
+
+    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
+        """See `fedsim.training.group.Machine.subtract`."""
+        self.weights.subtract(base_GP, first, out_GP)

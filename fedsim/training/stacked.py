@@ -1,0 +1,190 @@
+"""The stacked path: torch.func over any module that allows it, `vmap` of the gradient of `functional_call`.
+
+What torch does with stacked operands depends, to the last bit, on where each client's part begins and on how many there
+are. `Steady` sits below torch.func and gives each operation a form in which it does not, for the reasons that
+`fedsim.training.fused.memory` tells. Shapes: `g` slots at work, `B` batch, `F` features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedsim.config import TrainingConfig
+from fedsim.layout import Layout
+from fedsim.training import noise
+from fedsim.training.fused.graph import UnsupportedError
+from fedsim.training.fused.memory import BLOCK, Places, padded
+from fedsim.training.objectives import TaskLoss
+from fedsim.training.slabmachine import SlabMachine
+from fedsim.types import Float64
+
+_aten = torch.ops.aten
+_MIN_SLOTS = 2  # a convolution of one client is another kernel's work
+_EXACT = {
+    _aten.mul.Tensor,
+    _aten.sub.Tensor,
+    _aten.div.Tensor,
+    _aten.neg.default,
+    _aten.where.self,
+    _aten.clone.default,
+    _aten.relu.default,
+    _aten.threshold_backward.default,
+    _aten.clamp_min.default,
+    _aten.ne.Scalar,
+}  # elementwise operations whose results have no rounding, or one: nothing is left to choose
+
+
+class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Operations whose results for a client depend on no other: products over padded rows, whole elementwise blocks."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is _aten.bmm.default:
+            return _product(*args)
+        if func is _aten.baddbmm.default:
+            return _product(args[1], args[2]) * kwargs.get("alpha", 1) + args[0] * kwargs.get("beta", 1)
+        if func in (_aten.convolution.default, _aten.convolution_backward.default):
+            args = tuple(_channels_last(a) for a in args)
+        elif torch.Tag.pointwise in func.tags and func not in _EXACT:
+            return _in_blocks(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _product(a_gMK: Tensor, b_gKN: Tensor) -> Tensor:
+    """Stacked products of operands with padded rows on 64-byte boundaries."""
+    n = b_gKN.shape[2]
+    return torch.bmm(_padded_rows(a_gMK), _padded_rows(b_gKN, padded(a_gMK.shape[2])))[:, :, :n]
+
+
+def _padded_rows(x_gMN: Tensor, n_rows: int | None = None) -> Tensor:
+    g, m, n = x_gMN.shape
+    room = x_gMN.new_zeros((g, n_rows or m, padded(n)))
+    room[:, :m, :n] = x_gMN
+    return room
+
+
+def _channels_last(argument: Any) -> Any:
+    if isinstance(argument, Tensor) and argument.dim() == 4:
+        return argument.contiguous(memory_format=torch.channels_last)
+    return argument
+
+
+def _in_blocks(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An elementwise operation over vectors that end on a whole block, so that no client is in a scalar tail."""
+    tensors = [a for a in args if isinstance(a, Tensor) and a.dim()]
+    if not tensors or not any(a.is_floating_point() for a in tensors):
+        return func(*args, **kwargs)
+    shape = np.broadcast_shapes(*(tuple(a.shape) for a in tensors))
+    n = int(np.prod(shape))
+    flat = [_block(a.expand(shape), n) if isinstance(a, Tensor) and a.dim() else a for a in args]
+    result: Tensor = func(*flat, **kwargs)[:n].view(shape)
+    if func._schema.is_mutable:
+        args[0].copy_(result)
+        return args[0]
+    return result
+
+
+def _block(x: Tensor, n: int) -> Tensor:
+    room = x.new_ones(padded(n, BLOCK))
+    room[:n].view(x.shape).copy_(x)
+    return room
+
+
+class StackedMachine(SlabMachine):
+    """Stacked parameters of `n_slots` clients, and torch.func's gradient of the module over them."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sample_shape: tuple[int, ...],
+        training: TrainingConfig,
+        loss: TaskLoss,
+        n_slots: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check(module, sample_shape, loss)
+        places = Places(Layout.of(module), [])
+        super().__init__(places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype)
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        self._sample_shape = sample_shape
+        self._gradient = gradient_of(copy.deepcopy(module).train(), loss)
+        self._parameters = cache(self._views)
+        self._steady = Steady()  # type: ignore[no-untyped-call]
+
+    def step(self, k: int, n_slots: int) -> None:
+        """See `fedsim.training.group.Machine.step`."""
+        g, batches, target = max(n_slots, self.min_slots), self.batches, self.stepper.target
+        x = batches.x_GKBF[:g, k, :, : self.n_features].reshape(g, batches.n_batch, *self._sample_shape)
+        with self._steady:
+            gradients, each_gB = self._gradient(
+                self._parameters(g), x, batches.targets_GKB[:g, k].clone(), batches.scale_GKB[:g, k].clone()
+            )
+        batches.pieces_GKB[:g, k] = each_gB
+        for name, gradient in gradients.items():
+            target.add_vector(target.slab.flat(name, g), gradient.reshape(g, -1))
+        self.stepper.step(g)
+
+    def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
+        """See `fedsim.training.group.Machine.sample_losses`."""
+        losses: Float64 = self.batches.pieces_GKB[:n_slots, :n_steps].cpu().numpy().astype(np.float64)
+        return losses
+
+    def _views(self, n_slots: int) -> dict[str, Tensor]:
+        return {
+            name: self.weights.flat(name, n_slots).unflatten(1, shape or (1,)).view(n_slots, *shape)  # type: ignore[no-untyped-call]
+            for name, shape in self._shapes.items()
+        }
+
+
+def gradient_of(module: nn.Module, loss: TaskLoss) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
+    """Gradients by parameter, and the losses (g, B), of stacked parameters, samples, targets and scales (g, B)."""
+
+    def scaled(parameters: dict[str, Tensor], x_B: Tensor, y_B: Tensor, scale_B: Tensor) -> tuple[Tensor, Tensor]:
+        each_B = loss.each(functional_call(module, parameters, (x_B,)), y_B)
+        return (each_B * scale_B).sum(), each_B
+
+    gradient: Callable[..., tuple[dict[str, Tensor], Tensor]] = vmap(grad(scaled, has_aux=True))
+    return gradient
+
+
+def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> None:
+    """Raises UnsupportedError, naming the layer, for a module that torch.func cannot train with padded batches."""
+    for name, layer in reversed(list(module.named_modules())):  # what is inside comes first
+        reason = _reason(layer)
+        if reason is not None:
+            raise UnsupportedError(f"layer '{name}' ({type(layer).__name__}): {reason}" if name else reason)
+    every = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if len(every) > len(list(module.parameters())):
+        raise UnsupportedError("two layers share a parameter")
+    parameters = {name: p.detach().expand(2, *p.shape) for name, p in module.named_parameters()}
+    x, y = torch.zeros((2, 2, *sample_shape)), loss.targets(np.zeros(2, np.int64)).expand(2, 2)
+    try:
+        gradient_of(copy.deepcopy(module), loss)(parameters, x, y, torch.ones(2, 2))
+    except Exception as error:  # whatever the module's code does that torch.func cannot
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedError(f"torch.func cannot train {type(module).__name__}: {reason}") from error
+
+
+def _reason(layer: nn.Module) -> str | None:
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return "its statistics would count the padding of short batches; use GroupNorm or LayerNorm"
+    if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.Conv2d):
+        return "only two-dimensional convolutions give a client the same bits in any group"
+    if noise.draws(layer):
+        return "it draws random numbers"
+    if any(not p.requires_grad for p in layer.parameters(recurse=False)):
+        return "it has parameters that are not trained"
+    return None

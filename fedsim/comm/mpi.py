@@ -17,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 from fedsim.comm import wire
+from fedsim.comm.openmpi import stop_yielding
 from fedsim.comm.transport import (
     NO_VERSION,
     Backoff,
@@ -54,8 +55,10 @@ class Channels(NamedTuple):
 
     @classmethod
     def open(cls, comm: MPI.Intracomm) -> Channels:
-        """Duplicates of `comm`; collective."""
-        return cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup())
+        """Duplicates of `comm`; collective, and the last thing that waits inside MPI."""
+        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup())
+        stop_yielding()
+        return channels
 
 
 def bundles(n_versions: int, n_parameters: int) -> list[int]:

@@ -62,6 +62,16 @@ Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
+def start_program() -> Start:
+    """`start_program(n, *words)`: any program on n ranks of Open MPI."""
+
+    def starter(n: int, *words: str) -> subprocess.CompletedProcess[str]:
+        return _run(_parts([_open_mpi(), "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"], [(n, words)]), {})
+
+    return starter
+
+
+@pytest.fixture(scope="session")
 def start() -> Start:
     """`start(n, *words, env={})`: fedsim with these words on n ranks of Open MPI, or without MPI for n = 1."""
 

@@ -82,7 +82,8 @@ class Plan:
         sizes = self._all_sizes() if self.config.schedule.selection == "size" else None
         there = AlwaysThere() if self.devices is None else self.devices
         selection = Selection(self.config.schedule.selection, self.config.seed, there, sizes)
-        return Schedule(build_policy(self.config.schedule), self._domains(), selection, self.work(), self.devices)
+        policy = build_policy(self.config.schedule, self.n_eligible)
+        return Schedule(policy, self._domains(), selection, self.work(), self.devices)
 
     def balanced_sizes(self) -> Int64 | None:
         """Samples a client (C,), where the placement needs them."""

@@ -295,6 +295,7 @@ def _serve(
         record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
     vitals.write(clock())
     record.close(status, _totals(made, server.pulse, clock()), server.weights())
+    server.close()
     join(folder)
     return Ending(status, folder, error)
 

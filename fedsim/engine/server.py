@@ -135,6 +135,7 @@ class Server:
             ClientError, WorkerError: something went wrong at a worker.
         """
         self._put_out(self._publish(self._state))
+        self._finished = self._evaluations.target_reached(0)
         status = "done"
         try:
             if self._on_wall and not replaying:
@@ -150,6 +151,10 @@ class Server:
     def weights(self) -> Float32:
         """The current version, flat (P,) float32."""
         return self._versions.get(self._schedule.version)
+
+    def close(self) -> None:
+        """Gives back what the run kept outside memory."""
+        self._versions.close()
 
     def _run_virtual(self) -> None:
         schedule = self._schedule

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.errors import RecordError
 from fedsim.types import Float32
 
 
@@ -83,14 +84,24 @@ class VersionStore:
         return vector_P
 
     def _spill(self, version: int) -> None:
+        try:
+            self._write(version)
+        except OSError as error:
+            raise RecordError(
+                f"{self._scratch_dir or tempfile.gettempdir()}: no room for versions that do not fit into memory: "
+                f"{error.strerror} (memory.server_versions_bytes allows more of them in memory)"
+            ) from None
+
+    def _write(self, version: int) -> None:
         if self._file is None:
             self._file, name = tempfile.mkstemp(prefix="versions-", dir=self._scratch_dir)
             with contextlib.suppress(OSError):
                 os.unlink(name)
         slot = self._free_slots.pop() if self._free_slots else len(self._slots)
-        view = self._memory.pop(version).view(np.uint8).data
+        view = self._memory[version].view(np.uint8).data
         offset = slot * self._row_bytes
         while view:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
+        del self._memory[version]
         self._slots[version] = slot

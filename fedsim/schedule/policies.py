@@ -293,18 +293,23 @@ class TiersPolicy:
         return Step(consumed, merge=bool(consumed))
 
 
-def build_policy(config: ScheduleConfig) -> Policy:
-    """The state machine that a configuration asks for."""
+def build_policy(config: ScheduleConfig, n_clients: int) -> Policy:
+    """The state machine that a configuration asks for, among `n_clients` that can be selected.
+
+    Never more tasks are in flight than there are clients: a slot that nobody can fill must not let a client that waits
+    for the next version start before it.
+    """
+    in_flight = min(config.concurrency, n_clients)
     match config:
         case SyncSchedule():
-            return SyncPolicy(config.cohort, config.concurrency, config.deadline_s)
+            return SyncPolicy(config.cohort, in_flight, config.deadline_s)
         case AsyncSchedule():
-            return BufferedPolicy(config.concurrency, 1)
+            return BufferedPolicy(in_flight, 1)
         case BufferedSchedule():
-            return BufferedPolicy(config.concurrency, config.buffer)
+            return BufferedPolicy(in_flight, config.buffer)
         case KAsyncSchedule():
-            return KAsyncPolicy(config.concurrency, config.k)
+            return KAsyncPolicy(in_flight, config.k)
         case WindowSchedule():
-            return WindowPolicy(config.concurrency, config.window_s)
+            return WindowPolicy(in_flight, config.window_s)
         case TiersSchedule():
             return TiersPolicy(config.tiers, config.cohort)

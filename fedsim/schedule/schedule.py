@@ -28,6 +28,7 @@ from fedsim.schedule.selection import Domain, Selection
 from fedsim.types import Event, EventKind, Int64, Task
 
 _NAN = math.nan
+_SPARE_EVENTS = 1024
 
 
 class TaskPlanner(Protocol):
@@ -199,6 +200,13 @@ class Schedule:
         if self._devices is not None:
             kind = EventKind.LOSS if task.lost else EventKind.ARRIVAL
             heapq.heappush(self._events, Event(task.arrival_s, kind, task.task))
+            if len(self._events) > _SPARE_EVENTS + 4 * len(self._in_flight):
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes the events of aborted tasks out of the queue, which would stay there until their time."""
+        self._events = [e for e in self._events if e.kind > EventKind.LOSS or e.number in self._in_flight]
+        heapq.heapify(self._events)
 
     def _plan(self, domain: Domain, positions: list[int], now_s: float) -> list[Task]:
         """The tasks for the chosen positions, with everything fixed at dispatch."""

@@ -88,7 +88,7 @@ def build(policy: dict[str, Any], devices: dict[str, Any], n_clients: int, seed:
         parts = tiers(drawn.expected_s(np.arange(n_clients), sizes, 2 * sizes), config.tiers)
         domains = [Domain(n_clients, part) for part in parts]
     selection = Selection(config.selection, seed, drawn, sizes)
-    return Schedule(build_policy(config), domains, selection, work, drawn), drawn
+    return Schedule(build_policy(config, n_clients), domains, selection, work, drawn), drawn
 
 
 @dataclass

@@ -50,7 +50,7 @@ def drive(config: KAsyncSchedule | BufferedSchedule, n_clients: int, n_versions:
     devices = Devices(DevicesConfig.model_validate(law), 20, n_clients, Path("."), 1, 1)
     work = Work(lambda clients: np.ones_like(clients), lambda n: 1, lambda n: 1, lambda version: 1.0, False)
     selection = Selection("uniform", 20, devices, None)
-    schedule = Schedule(build_policy(config), [Domain(n_clients)], selection, work, devices)
+    schedule = Schedule(build_policy(config, n_clients), [Domain(n_clients)], selection, work, devices)
     staleness, version_s = [], []
     schedule.dispatch(0.0)
     while schedule.version < WARM_UP + n_versions:

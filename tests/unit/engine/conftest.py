@@ -249,7 +249,7 @@ def schedule_of(config: RunConfig) -> Schedule:
         expected_s = devices.expected_s(np.arange(N_CLIENTS), np.full(N_CLIENTS, 3), 3 * SIZES)
         domains = [Domain(N_CLIENTS, part) for part in tiers(expected_s, config.schedule.tiers)]
     selection = Selection(config.schedule.selection, config.seed, devices or AlwaysThere(), SIZES)
-    return Schedule(build_policy(config.schedule), domains, selection, work_of(config), devices)
+    return Schedule(build_policy(config.schedule, N_CLIENTS), domains, selection, work_of(config), devices)
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ class Drive:
         config = TypeAdapter(ScheduleConfig).validate_python(policy)
         members = [Domain(n_clients)] if domains is None else [Domain(n_clients, np.array(part)) for part in domains]
         selection: Any = LowestFirst(devices)
-        self.schedule = Schedule(build_policy(config), members, selection, work or some_work(), devices)
+        self.schedule = Schedule(build_policy(config, n_clients), members, selection, work or some_work(), devices)
         self.log: list[str] = []
         self.tasks: list[Task] = []
 

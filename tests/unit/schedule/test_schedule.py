@@ -20,7 +20,7 @@ FOREVER = 1e6
 def on_wall(work: Any, n_clients: int = 100, **policy: Any) -> Schedule:
     config = TypeAdapter(ScheduleConfig).validate_python(policy)
     selection = Selection("uniform", 3, AlwaysThere(), None)
-    return Schedule(build_policy(config), [Domain(n_clients)], selection, work(), None)
+    return Schedule(build_policy(config, n_clients), [Domain(n_clients)], selection, work(), None)
 
 
 def arrival(time_s: float, task: int) -> Event:
@@ -109,3 +109,27 @@ def test_wall_round_aborts_the_over_selected(work: Any) -> None:
     assert not schedule.step(arrival(0.1, 2)).merge
     step = schedule.step(arrival(0.2, 0))
     assert step.merge and [task.task for task, _ in step.ended] == [1]
+
+
+def test_events_of_aborted_tasks_do_not_pile_up(given_devices: Any, drive: Any) -> None:
+    # Rounds of one arrival among ten tasks: nine are aborted long before the time at which they would have arrived.
+    devices = given_devices(([1.0] + [1e9] * 9) * 300)
+    run = drive({"policy": "sync", "cohort": 1, "over_selection": 10.0}, devices, n_clients=1000)
+    run.until(250)
+    assert run.schedule.version >= 250
+    assert len(run.schedule._events) <= 1024 + 4 * 10 + 1  # of 2,250 that were aborted
+
+
+def test_a_finisher_waits_though_there_are_fewer_clients_than_slots(given_devices: Any, drive: Any) -> None:
+    # Four clients, sixteen slots, k = 2: tasks 0 to 3 start at 0. Task 0 arrives at 1, its client waits for task 1 at 2;
+    # then both start again from version 1. Were the empty slots open, client 0 would start from version 0 at 1.
+    run = drive({"policy": "k-async", "concurrency": 16, "k": 2}, given_devices([1, 2, 5, 6, 9, 9]), n_clients=4)
+    run.until(2)
+    assert [(task.client, task.base_version, task.dispatch_s) for task in run.tasks] == [
+        (0, 0, 0.0),
+        (1, 0, 0.0),
+        (2, 0, 0.0),
+        (3, 0, 0.0),
+        (0, 1, 2.0),
+        (1, 1, 2.0),
+    ]

@@ -202,9 +202,10 @@ class Supply:
         if due is not None and due.state is State.READY:
             self._put_first(due)
             self._make_way(due)
-        for worker, desk in enumerate(self._desks):
-            while desk.n_groups < self._bounds.n_groups and self._post_group(worker, desk, due):
-                pass
+        for n_groups in range(self._bounds.n_groups):  # nobody gets a second group before everybody has one
+            for worker, desk in enumerate(self._desks):
+                if desk.n_groups == n_groups:
+                    self._post_group(worker, desk, due)
         self._fetch(due)
 
     def listen(self, wait: bool = True) -> bool:
@@ -260,16 +261,25 @@ class Supply:
         n_shares = 2 * self._bounds.n_groups * len(self._desks)
         return min(self._bounds.group_size, max(1, len(self._items) // n_shares))
 
-    def _post_group(self, worker: int, desk: Desk, due: Item | None) -> bool:
-        """Posts one group if there is a reason to: a full one, or anything at all for a worker with nothing to do."""
+    def _plenty(self, desk: Desk, fill: int) -> int:
+        """Tasks that must be ready before a worker at work gets a group to wait with it.
+
+        In the order of events the next dispatch may be due next. What waits at its worker is trained before it, and who
+        runs out of tasks meanwhile stands idle: so a group stays here for each worker that could take it.
+        """
+        n_sharing = 0 if not self._bounds.reserve else 1 if desk.ready else len(self._desks)
+        return fill * (1 + n_sharing)
+
+    def _post_group(self, worker: int, desk: Desk, due: Item | None) -> None:
+        """Posts one group if there is a reason to: anything at all for an idle worker, else out of plenty."""
         queue = desk.ready or self._shared
         fill = self._fill()
-        if not queue or (desk.n_groups > 0 and len(queue) < fill):
-            return False
+        if not queue or (desk.n_groups > 0 and len(queue) < self._plenty(desk, fill)):
+            return
         n = min(fill, self._bounds.worker_rows - desk.n_rows)
         group = self._take_group(worker, queue, n)
         if not group:
-            return False
+            return
         versions = [item.task.base_version for item in group]
         coming = [version for version in versions if self._shelves.pin_for_task(worker, version)]
         send = [self._grant(item is due) for item in group]
@@ -278,7 +288,6 @@ class Supply:
         desk.n_groups += 1
         desk.n_rows += len(group)
         self._post(worker, Command([item.task for item in group], send, coming))
-        return True
 
     def _take_group(self, worker: int, queue: Queue, n: int) -> list[Item]:
         """Up to `n` tasks from the head of a queue, as far as their versions find room at the worker."""

@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "fedsim.cli.reading:compare",
     "replay": "fedsim.cli.running:replay",
     "list": "fedsim.cli.planning:list_names",
+    "bench": "fedsim.bench:bench",
 }
 
 _HELP = """Simulates federated learning, asynchronous first, on one process or on many MPI ranks.

@@ -21,6 +21,7 @@ FROZEN = {
     "compare": ["RUN RUN...", HELP],
     "replay": ["RUN", ("--out",), ("--quiet",), HELP],
     "list": ["[WHAT]", HELP],
+    "bench": [HELP],  # a group: its commands' words are in tests/unit/test_bench.py
 }
 # Importing any of these costs more than the whole help may take, or initialises MPI.
 HEAVY = ("torch", "mpi4py", "h5py", "pandas", "sklearn", "matplotlib", "numpy", "pydantic", "rich", "yaml")

@@ -1,0 +1,145 @@
+"""`fedsim bench`: what fedsim does on this machine, beside the figures that it is meant to reach.
+
+Every benchmark runs simulations as a user would, in processes of their own, and measures them by their records. What it
+compares it runs in turn (A B A B ...) and judges by the ratios of neighbours, because a machine's speed wanders.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsim.errors import EXIT_DONE
+
+if TYPE_CHECKING:
+    from fedsim.bench.figures import Report
+    from fedsim.bench.launch import Launcher
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What every benchmark can be told."""
+
+    as_json: bool
+    repeat: int
+    updates: int
+    overrides: tuple[str, ...]
+    keep: Path | None
+
+    def report(self, measure: Callable[[Launcher], Report]) -> int:
+        """The exit code: measures, in a temporary folder or one to keep, and prints. A missed target is no error."""
+        from fedsim.bench.launch import launcher_in, run_folder
+
+        with run_folder(self.keep) as folder:
+            report = measure(launcher_in(folder, self.overrides, lambda text: click.echo(text, err=True)))
+        click.echo(report.json() if self.as_json else report.text())
+        return EXIT_DONE
+
+
+def _count(name: str, default: int, least: int, text: str) -> Callable[..., Any]:
+    return click.option(name, type=click.IntRange(least), default=default, show_default=True, metavar="N", help=text)
+
+
+def _shared(updates: int, repeat: int) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """The options that every benchmark has, with its own defaults; its function gets them as `Options`, first."""
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table."),
+        _count("--repeat", repeat, 1, "How often to measure; the median counts."),
+        _count("--updates", updates, 20, "Length of each run."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="PATH=VALUE",
+            help="Change a value of the configuration that is run; repeatable.",
+        ),
+        click.option(
+            "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the runs, in this new folder."
+        ),
+    )
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def packed(
+            as_json: bool, repeat: int, updates: int, overrides: tuple[str, ...], keep: Path | None, **own: int
+        ) -> int:
+            return command(Options(as_json, repeat, updates, overrides, keep), **own)
+
+        for option in reversed(options):
+            packed = option(packed)
+        return packed
+
+    return decorate
+
+
+workers_option = _count("--workers", 2, 1, "Workers beside rank zero.")
+
+
+@click.group(short_help="Measure fedsim on this machine.")
+def bench() -> None:
+    """Measure fedsim on this machine, and set the results beside the figures that it is meant to reach.
+
+    The runs need an mpirun: that of FEDSIM_MPIRUN, else the one beside this Python, else the one in PATH.
+    """
+
+
+@bench.command("parallel", short_help="One worker against several, and rank zero's load.")
+@_shared(updates=2000, repeat=5)
+@workers_option
+def _parallel(options: Options, workers: int) -> int:
+    """Compare one worker with several, with FedAsync and a convolutional network.
+
+    Measures how much of its time each worker trains, how many more updates a second several workers give, and what
+    share of a core rank zero takes.
+    """
+    from fedsim.bench.parallel import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, workers))
+
+
+@bench.command("memory", short_help="Resident memory of every rank over a long run.")
+@_shared(updates=20_000, repeat=1)
+@workers_option
+def _memory(options: Options, workers: int) -> int:
+    """Follow the resident memory of every rank over a long run of a tiny model: it should not grow."""
+    from fedsim.bench.memory import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, workers))
+
+
+@bench.command("population", short_help="A thousand clients against a million.")
+@_shared(updates=2000, repeat=3)
+@_count("--clients", 10**6, 1000, "Clients of the large population.")
+def _population(options: Options, clients: int) -> int:
+    """Compare a thousand clients with a million: time of an update, time of `fedsim check`, rank zero's memory."""
+    from fedsim.bench.population import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, clients))
+
+
+@bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")
+@click.option(
+    "--model", type=click.Choice(["tiny", "mlp", "cnn"]), default="tiny", show_default=True, help="What is trained."
+)
+@click.option(
+    "--paths", default="loop,stacked,fused", show_default=True, metavar="LIST", help="Paths to compare, with commas."
+)
+@click.option(
+    "--group-size", type=click.IntRange(1), metavar="N", help="Clients a group, instead of the rule's number."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1), default=7, show_default=True, metavar="N", help="Rounds; medians count."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def _training(model: str, paths: str, group_size: int | None, repeat: int, as_json: bool) -> int:
+    """Compare the training paths with a plain PyTorch loop and with the machine's product rate, on one core."""
+    from fedsim.bench.training import measure
+
+    report = measure(model, paths.split(","), repeat, group_size)
+    click.echo(report.json() if as_json else report.text())
+    return EXIT_DONE

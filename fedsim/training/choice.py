@@ -23,6 +23,7 @@ from fedsim.training.fused.memory import padded
 from fedsim.training.objectives import TaskLoss, task_loss
 
 CACHE_BYTES = 4 << 20  # of a core, with its share of what cores share: the measure for groups, not the machine's own
+STACKED_LEAST = 16  # clients in the cache from which on torch.func is faster than the loop
 MAX_GROUP = 64  # beyond it a step's overhead is below a hundredth
 _FLOAT_BYTES = 4
 
@@ -55,9 +56,12 @@ def choose_path(config: RunConfig, module: torch.nn.Module, sample_shape: tuple[
                 ) from error
             refusals.append(f"not {path}: {error}")
             continue
+        reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
+        if path == "stacked" and training.path == "auto" and client_bytes > CACHE_BYTES // STACKED_LEAST:
+            refusals.append(f"not stacked: {reason}, which is to hold {STACKED_LEAST}")
+            continue
         if training.group_size is not None:
             return Choice(path, training.group_size, "; ".join([*refusals, "group size as configured"]))
-        reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
         return Choice(path, group_size(client_bytes, least), "; ".join([*refusals, reason]))
     return Choice("loop", training.group_size or 1, "; ".join(refusals) or "as configured")
 

@@ -21,7 +21,6 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-PATHS = ["fused", "stacked"]
 SIZES = (17, 4, 11, 6, 1, 30)  # samples of the clients
 CASES: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"kind": "logistic"}, (13,), 2),
@@ -33,6 +32,18 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"kind": "cnn", "channels": [3, 5], "kernel": 3}, (1, 13, 11), 7),
     ({"kind": "cnn", "channels": [16, 32], "kernel": 5}, (28, 28), 62),
     ({"kind": "cnn", "channels": [8], "kernel": 2}, (3, 9, 9), 2),
+    ({"module": "residual"}, (2, 9, 7), 5),
+    ({"module": "mixer"}, (7, 11), 5),
+    ({"module": "strided"}, (2, 11, 9), 5),
+    ({"module": "deep"}, (2, 9, 7), 5),
+    ({"module": "pooled"}, (2, 9, 7), 5),
+]
+STACKED: list[dict[str, Any]] = [  # every step there takes milliseconds
+    {"kind": "logistic"},
+    {"kind": "mlp", "hidden": [39, 13]},
+    {"kind": "cnn", "channels": [3, 5], "kernel": 3},
+    {"module": "strided"},
+    {"module": "mixer"},
 ]
 STEPS: list[dict[str, Any]] = [
     {"optimizer": {"kind": "sgd", "learning_rate": 0.05}},
@@ -61,9 +72,14 @@ class Federation:
     def __init__(self, make: dict[str, Make], case: Any, section: dict[str, Any], path: str, batch_size: int) -> None:
         self.make, (kind, self.shape, self.n_classes) = make, case
         self.section = section | {"path": path, "batch_size": batch_size, "epochs": 2}
-        self.config = make["config"](model=kind, training=self.section)
+        model = {"kind": "mlp"} if "module" in kind else kind
+        self.config = make["config"](model=model, training=self.section)
         self.shards = [make["shard"](n, self.shape, self.n_classes, seed=n) for n in SIZES]
-        self.module = models.build_initial(self.config.model, self.shape, self.n_classes, seed=2)
+        self.module = (
+            make["module"](name, 2)[0]
+            if (name := kind.get("module"))
+            else models.build_initial(self.config.model, self.shape, self.n_classes, seed=2)
+        )
         base_P = Layout.of(self.module).flatten(self.module)
         self.bases = [base_P, base_P + np.float32(0.01)]
 
@@ -97,16 +113,22 @@ class Federation:
 
 
 @pytest.fixture
-def make(make_population: Make, make_config: Make, make_task: Make, make_shard: Make) -> dict[str, Make]:
-    return {"population": make_population, "config": make_config, "task": make_task, "shard": make_shard}
+def make(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make, make_module: Make
+) -> dict[str, Make]:
+    rooms = {"population": make_population, "config": make_config, "task": make_task, "shard": make_shard}
+    return rooms | {"module": make_module}
 
 
 others = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 50), st.integers(0, 1)), max_size=9)
 
 
-@pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, (*case[0].values(), *case[1]))))
+@pytest.mark.parametrize(
+    ("path", "n_threads", "case"),
+    [("fused", n_threads, case) for case in CASES for n_threads in (1, 2)]
+    + [("stacked", 1, case) for case in CASES if case[0] in STACKED],
+    ids=lambda part: "-".join(map(str, (*part[0].values(), *part[1]))) if isinstance(part, tuple) else str(part),
+)
 @SETTINGS
 @given(
     data=st.data(),

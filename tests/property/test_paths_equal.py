@@ -208,3 +208,35 @@ def test_ties_in_pooling_go_to_the_first(make: dict[str, Make], path: str, level
         return torch.optim.SGD(parameters, lr=rate)
 
     compare(make, path, module, config, shards, 5, build, torch.float64, 1e-8)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("path", MACHINES)
+@pytest.mark.parametrize("name", ["residual", "mixer", "strided", "deep", "pooled"])
+@settings(SETTINGS, max_examples=6)
+@given(
+    optimizer=st.sampled_from(OPTIMIZERS),
+    extras=st.sampled_from(EXTRAS),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_every_layer(
+    make: dict[str, Make],
+    make_module: Make,
+    name: str,
+    path: str,
+    dtype: torch.dtype,
+    optimizer: Any,
+    extras: dict[str, Any],
+    batch_size: int,
+    seed: int,
+) -> None:
+    section, build = optimizer
+    section = section | {"learning_rate": 0.02 if "adam" in section["kind"] else 0.1}
+    config = make["config"](model={"kind": "mlp"}, training={"optimizer": section, "batch_size": batch_size} | extras)
+    module, shape = make_module(name, seed)
+    shards = [make["shard"](n, shape, 5, seed=seed + n) for n in (7, 12, 3, 1)]
+    settings = {k: v for k, v in section.items() if k not in ("kind", "learning_rate")}
+    # In float32, what a normalisation cancels leaves rounding errors, which Adam makes as large as any gradient.
+    tolerance = TOLERANCE[dtype] if dtype is torch.float64 or name == "residual" else 1e-3
+    compare(make, path, module, config, shards, 5, lambda p, rate: build(p, lr=rate, **settings), dtype, tolerance)

@@ -6,6 +6,8 @@ maps has two slots at least. Shapes: `B` batch, `g` slots, `C` channels, `O` out
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -88,3 +90,41 @@ class MaxPool2d:
 def pair(size: int | tuple[int, ...]) -> list[int]:
     """Height and width of a setting that may be one number for both."""
     return [size, size] if isinstance(size, int) else list(size)
+
+
+class AveragePool2d:
+    """The mean of each window; for an adaptive layer, of windows that give the size asked for.
+
+    Plane by plane: with channels last, the adaptive kernel rounds the last channels in another way than the others,
+    and which client has the last ones depends on the group.
+    """
+
+    def __init__(self, layer: nn.AvgPool2d | nn.AdaptiveAvgPool2d, x: Value, out_shape: tuple[int, ...]) -> None:
+        self._x = x.m
+        self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=x.m.needs_grad, is_fixed=False))
+        self._y = self.y.m
+        self._size = list(out_shape[1:])
+        self._where: tuple[Any, ...] = ()
+        self._is_adaptive = isinstance(layer, nn.AdaptiveAvgPool2d)
+        if isinstance(layer, nn.AvgPool2d):
+            kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
+            self._where = (kernel, stride, padding, layer.ceil_mode, layer.count_include_pad, layer.divisor_override)
+
+    def forward(self) -> None:
+        x = self._x.t.contiguous()
+        y = _aten._adaptive_avg_pool2d(x, self._size) if self._is_adaptive else _aten.avg_pool2d(x, *self._where)
+        self._y.t = y.contiguous(memory_format=torch.channels_last)
+
+    def backward(self) -> None:
+        x = self._x
+        if not x.needs_grad:
+            return
+        planes, dy = x.t.contiguous(), self._y.grad.contiguous()
+        if self._is_adaptive:
+            dx = _aten._adaptive_avg_pool2d_backward(dy, planes)
+        else:
+            dx = _aten.avg_pool2d_backward(dy, planes, *self._where)
+        if x.is_fixed:
+            x.grad.copy_(dx)
+        else:
+            x.grad = dx.contiguous(memory_format=torch.channels_last)

@@ -111,6 +111,13 @@ def flattened(ctx: Context, name: str, x: Value, layers: list[Layer]) -> Value:
     """`x` in memory that elementwise layers can work through, as the samples' is not."""
     if x.m.is_flat or not x.m.is_fixed:
         return x
+    return in_blocks(ctx, name, x, layers)
+
+
+def in_blocks(ctx: Context, name: str, x: Value, layers: list[Layer]) -> Value:
+    """`x` in fixed memory of whole blocks."""
+    if x.m.is_flat:
+        return x
     layer = Convert(ctx, name, x, x.form)
     layers.append(layer)
     return layer.y

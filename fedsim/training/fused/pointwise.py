@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fedsim.training.fused.values import Context, Memory, Value
 
@@ -64,3 +65,40 @@ class Sum:
                 x.grad.copy_(self._y.grad)
             elif x.needs_grad:
                 x.grad = self._y.grad
+
+
+class Gelu:
+    """x times the normal distribution's function of x; over whole blocks, as every function that is not exact."""
+
+    def __init__(self, ctx: Context, name: str, layer: nn.GELU, x: Value) -> None:
+        self._x = x.m
+        self._approximate = layer.approximate
+        self.y = like(ctx, name, x, needs_grad=x.m.needs_grad)
+        self._y = self.y.m
+
+    def forward(self) -> None:
+        _aten.gelu.out(self._x.flat, approximate=self._approximate, out=self._y.flat)
+
+    def backward(self) -> None:
+        x, y = self._x, self._y
+        if x.needs_grad:
+            _aten.gelu_backward.grad_input(
+                y.flat_grad, x.flat, approximate=self._approximate, grad_input=x.flat_grad
+            )  # fmt: skip
+
+
+class Tanh:
+    """The hyperbolic tangent; over whole blocks."""
+
+    def __init__(self, ctx: Context, name: str, x: Value) -> None:
+        self._x = x.m
+        self.y = like(ctx, name, x, needs_grad=x.m.needs_grad)
+        self._y = self.y.m
+        self._y.is_kept = True
+
+    def forward(self) -> None:
+        torch.tanh(self._x.flat, out=self._y.flat)
+
+    def backward(self) -> None:
+        if self._x.needs_grad:
+            _aten.tanh_backward.grad_input(self._y.flat_grad, self._y.flat, grad_input=self._x.flat_grad)

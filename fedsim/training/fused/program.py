@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedsim.layout import Layout
-from fedsim.training.fused import convolution, layers, linear, pointwise
+from fedsim.training.fused import convolution, layers, linear, norm, pointwise
 from fedsim.training.fused.graph import Add, Node, UnsupportedError
-from fedsim.training.fused.layers import Layer, converted, flattened
+from fedsim.training.fused.layers import Layer, converted, flattened, in_blocks
 from fedsim.training.fused.losses import FusedLoss
 from fedsim.training.fused.memory import Places
 from fedsim.training.fused.values import Context, Form, Memory, Value
@@ -105,6 +105,43 @@ def _build_max_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value]
     return layer.y
 
 
+def _build_average_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d)
+    x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
+    layer = convolution.AveragePool2d(node.layer, x, node.shape)
+    built.append(layer)
+    return layer.y
+
+
+def _build_group_norm(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.GroupNorm)
+    x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
+    layer = norm.GroupNorm(ctx, node.layer, x, _prefix(node))
+    built.append(layer)
+    return layer.y
+
+
+def _build_layer_norm(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.LayerNorm)
+    x = converted(ctx, f"{name} in", inputs[0], Form.ROWS, built)
+    layer = norm.LayerNorm(ctx, name, node.layer, x, _prefix(node))
+    built.append(layer)
+    return layer.y
+
+
+def _build_gelu(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.GELU)
+    layer = pointwise.Gelu(ctx, name, node.layer, in_blocks(ctx, f"{name} in", inputs[0], built))
+    built.append(layer)
+    return layer.y
+
+
+def _build_tanh(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    layer = pointwise.Tanh(ctx, name, in_blocks(ctx, f"{name} in", inputs[0], built))
+    built.append(layer)
+    return layer.y
+
+
 def _build_relu(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     layer = pointwise.Relu(ctx, name, flattened(ctx, f"{name} in", inputs[0], built))
     built.append(layer)
@@ -131,13 +168,21 @@ _BUILDERS: dict[type[nn.Module], Builder] = {
     nn.Linear: _build_linear,
     nn.Conv2d: _build_conv,
     nn.MaxPool2d: _build_max_pool,
+    nn.AvgPool2d: _build_average_pool,
+    nn.AdaptiveAvgPool2d: _build_average_pool,
+    nn.GroupNorm: _build_group_norm,
+    nn.LayerNorm: _build_layer_norm,
     nn.ReLU: _build_relu,
+    nn.GELU: _build_gelu,
+    nn.Tanh: _build_tanh,
     Add: _build_sum,
     nn.Flatten: _build_reshape,
     nn.Unflatten: _build_reshape,
     nn.Identity: _build_reshape,
 }
 
+
+_ON_MAPS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.GroupNorm)
 
 # ------------------------------------------------------------------------------------- what can be built
 
@@ -174,12 +219,16 @@ def _reason(node: Node) -> str | None:
         return f"padding_mode='{layer.padding_mode}', padding={layer.padding!r}; give zeros and numbers"
     if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
         return "it returns indices"
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+        return "it normalises over more than the last axis"
+    if isinstance(layer, _ON_MAPS) and len(node.shape) != 3:
+        return f"its output has the shape {node.shape}, not (channels, height, width)"
     return None
 
 
 def has_maps(nodes: Sequence[Node]) -> bool:
     """Whether images are kept as maps, which takes two slots at least."""
-    return any(isinstance(node.layer, nn.Conv2d | nn.MaxPool2d) for node in nodes)
+    return any(isinstance(node.layer, _ON_MAPS) for node in nodes)
 
 
 def places_of(nodes: Sequence[Node], layout: Layout) -> Places:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.training.batches import passes
+from fedsim.training.batches import group_passes, passes
 from fedsim.training.plan import batches_per_pass
 
 Make = Callable[..., Any]
@@ -54,3 +54,31 @@ def test_continued_does_not_depend_on_the_cut(make_config: Make, make_task: Make
     for number, n_steps in enumerate(lengths):
         cut += rows(n_steps, len(cut), number)
     assert cut == rows(sum(lengths), 0, 99)
+
+
+@SETTINGS
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    batch_size=st.integers(1, 9),
+    n_steps=st.integers(1, 40),
+    order=st.sampled_from(["task", "continued", "sequential"]),
+    first_step=st.integers(0, 50),
+    is_long=st.booleans(),
+)
+def test_a_group_sees_what_its_tasks_see_alone(
+    make_config: Make,
+    make_task: Make,
+    sizes: list[int],
+    batch_size: int,
+    n_steps: int,
+    order: str,
+    first_step: int,
+    is_long: bool,
+) -> None:
+    if is_long:
+        sizes, n_steps = [*sizes, 3000, 3000], n_steps * 100  # more words than are drawn in one call
+    config = make_config(training={"batch_size": batch_size, "steps": n_steps, "order": order})
+    tasks = [make_task(config, i, n, task=50 - i, first_step=first_step) for i, n in enumerate(sizes)]
+    for task, together in zip(tasks, group_passes(config.training, 1, tasks), strict=True):
+        for ours, alone in zip(together, passes(config.training, 1, task, task.n_samples), strict=True):
+            assert ours[1:] == alone[1:] and np.array_equal(ours.order_N, alone.order_N)

@@ -42,3 +42,14 @@ def test_finish(payload: Payload, n: int, monkeypatch: pytest.MonkeyPatch) -> No
 def test_norm_of_large_values_does_not_overflow() -> None:
     out_P = np.full(4, 3e38, np.float32)
     assert Finisher("delta").finish(out_P, np.zeros(4, np.float32)) == pytest.approx(6e38, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 5, 1023, 1024, 1025, 5000])
+def test_norms_of_a_group(n: int) -> None:
+    rng = np.random.default_rng(n)
+    rows_GP, base_P = rng.normal(size=(3, n)).astype(np.float32), rng.normal(size=n).astype(np.float32)
+    exact = np.linalg.norm(rows_GP.astype(np.float64), axis=1)
+    np.testing.assert_allclose(weights.update_norms(rows_GP, None), exact, rtol=1e-6)
+    difference = np.linalg.norm(rows_GP.astype(np.float64) - base_P, axis=1)
+    np.testing.assert_allclose(weights.update_norms(rows_GP, base_P[None]), difference, rtol=1e-6)
+    assert weights.update_norms(rows_GP[1:2], None)[0] == weights.update_norms(rows_GP, None)[1]

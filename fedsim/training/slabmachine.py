@@ -47,7 +47,7 @@ class SlabMachine:
     def start(self, base_GP: Tensor, rates_G1: Tensor) -> None:
         """See `fedsim.training.group.Machine.start`."""
         n_slots = base_GP.shape[0]
-        self.weights.load(base_GP)
+        self.weights.load(self._here(base_GP))
         self._rates_G1[:n_slots] = rates_G1
         self.stepper.start(n_slots, self._rates_G1)
         if n_slots < self.min_slots:
@@ -55,8 +55,24 @@ class SlabMachine:
 
     def read(self, first: int, out_GP: Tensor) -> None:
         """See `fedsim.training.group.Machine.read`."""
-        self.weights.read(first, out_GP)
+        if self.batches.is_on_host:
+            self.weights.read(first, out_GP)
+            return
+        rows_GP = torch.empty_like(out_GP, device=self._rates_G1.device)
+        self.weights.read(first, rows_GP)
+        out_GP.copy_(rows_GP)  # one transfer for all parameters
 
     def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
         """See `fedsim.training.group.Machine.subtract`."""
-        self.weights.subtract(base_GP, first, out_GP)
+        if self.batches.is_on_host:
+            self.weights.subtract(base_GP, first, out_GP)
+            return
+        rows_GP = torch.empty_like(out_GP, device=self._rates_G1.device)
+        self.weights.subtract(self._here(base_GP), first, rows_GP)
+        out_GP.copy_(rows_GP)
+
+    def _here(self, base_GP: Tensor) -> Tensor:
+        """Vectors on the device of the weights; one that is given for all slots is sent once."""
+        if base_GP.stride(0) == 0:
+            return base_GP[:1].to(self._rates_G1.device).expand(base_GP.shape)
+        return base_GP.to(self._rates_G1.device)

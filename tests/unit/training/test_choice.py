@@ -185,3 +185,28 @@ def test_what_cannot_be_stacked_is_named(make_config: Make, module: nn.Module, r
 def test_a_module_that_cannot_be_fused_is_stacked(make_config: Make) -> None:
     path, _, why = choose_path(make_config(training={"path": "auto"}), Odd(), (6,), 3)
     assert path == "stacked" and why.startswith("not fused: layer 'middle' (Softsign): it has no fused form; ")
+
+
+@pytest.mark.parametrize("payload", ["delta", "model"])
+@pytest.mark.parametrize("path", ["fused", "stacked"])
+def test_the_way_over_a_device_gives_the_same(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make, path: str, payload: Any
+) -> None:
+    """What a device other than the host's needs, rehearsed on the host: gathering by torch, transfers of groups."""
+    population = make_population([make_shard(n, (1, 6, 6), 4, n) for n in (11, 5, 3)], 4)
+    config = make_config(
+        model={"kind": "cnn", "channels": [3], "kernel": 3}, training={"path": path, "group_size": 3, "epochs": 2}
+    )
+    module = models.build_initial(config.model, (1, 6, 6), 4, 1)
+    base_P = Layout.of(module).flatten(module)
+    found = []
+    for is_on_host in (True, False):
+        trainer = training.build(
+            config, population, module, payload=payload, device=torch.device("cpu"), worker=0, clock=lambda: 0.0
+        )
+        trainer._machine.batches.is_on_host = is_on_host
+        tasks = [make_task(config, i, n, task=i, base_version=i // 2) for i, n in enumerate((11, 5, 3))]
+        bases = [base_P, base_P + np.float32(0.1)]
+        out_GP = np.empty((3, base_P.size), np.float32)
+        found.append((trainer.train(tasks, bases.__getitem__, out_GP, lambda: None), out_GP))
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])

@@ -24,7 +24,7 @@ def measure(launcher: Launcher, repeat: int, updates: int, clients: int) -> Repo
     """The report: `repeat` pairs of runs of the CNN, and as many checks of the large configuration.
 
     The CNN, because with it the time of an update is training and the server's work, in either population. Making a
-    client's data is work of the data set: a fortieth of the CNN's update, a fifth of a small network's, and the
+    client's data is work of the data set: 4 % of the CNN's update, a fifth of a small network's, and the
     thousand are soon all made, the million never.
     """
     checks_s, fews, manys = [], [], []

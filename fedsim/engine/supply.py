@@ -145,9 +145,12 @@ class Supply:
         if item.state is State.HERE and self._n_unserviced >= _SERVICE_EVERY:
             self.pump()
             self.listen(wait=False)
-        while item.state is not State.HERE:
+        if item.state is not State.HERE:
             self.pump(item)
-            if not self.listen():
+        while item.state is not State.HERE:
+            if self.listen():
+                self.pump(item)  # only messages change what can be posted or fetched
+            else:
                 while_waiting()
 
     def take(self, number: int) -> tuple[Update, Item]:
@@ -406,8 +409,10 @@ class Supply:
 
     def _check_stalled(self) -> None:
         silent_s = self._clock() - self._last_sign_s
+        if silent_s <= self._stall_timeout_s:
+            return
         n_out = sum(desk.n_groups for desk in self._desks) + sum(self._n_evaluating)
-        if silent_s > self._stall_timeout_s and n_out:
+        if n_out:
             raise StalledError(
                 f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "
                 "out (stall_timeout_s allows longer)"

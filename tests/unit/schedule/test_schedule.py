@@ -121,8 +121,8 @@ def test_events_of_aborted_tasks_do_not_pile_up(given_devices: Any, drive: Any) 
 
 
 def test_a_finisher_waits_though_there_are_fewer_clients_than_slots(given_devices: Any, drive: Any) -> None:
-    # Four clients, sixteen slots, k = 2: tasks 0 to 3 start at 0. Task 0 arrives at 1, its client waits for task 1 at 2;
-    # then both start again from version 1. Were the empty slots open, client 0 would start from version 0 at 1.
+    # Four clients, sixteen slots, k = 2: tasks 0 to 3 start at 0. Task 0 arrives at 1 and waits for task 1; at 2
+    # both start again from version 1. Were the empty slots open, client 0 would start from version 0 at 1.
     run = drive({"policy": "k-async", "concurrency": 16, "k": 2}, given_devices([1, 2, 5, 6, 9, 9]), n_clients=4)
     run.until(2)
     assert [(task.client, task.base_version, task.dispatch_s) for task in run.tasks] == [

@@ -34,6 +34,7 @@ from fedsim.errors import FedsimError, StalledError
 from fedsim.types import Float32
 
 _PIECE = 2**28  # elements a message at the most: 1 GiB, far below the 2**31 that counts can hold
+_LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
 
@@ -218,7 +219,7 @@ class WorkerChannel:
 
     def serve(self) -> None:
         """Works until the server says stop; returns when everything sent has left."""
-        backoff = Backoff()
+        backoff = Backoff(cap_s=_LONGEST_SLEEP_S)
         while not self._stopped:
             self._progress()
             if self._jobs:

@@ -31,7 +31,7 @@ from fedsim.types import Float32, Task, TaskReport, Update
 Key = tuple[float, float, int]
 Queue = list[tuple[Key, int]]
 
-_LONGEST_SLEEP_S = 5e-3  # workers have another group waiting meanwhile
+_LONGEST_SLEEP_S = 1e-3  # workers have another group waiting meanwhile
 _SERVICE_EVERY = 8  # updates consumed without waiting, after which messages are looked at all the same
 
 

@@ -161,10 +161,11 @@ class Backoff:
         self._slept_s = 0.0
         self._next_s = min(max(self._usual_s / 8.0, self._floor_s), self._cap_s)
 
-    def sleep(self) -> None:
-        """Nothing was found."""
-        self._sleep(self._next_s)
-        self._slept_s += self._next_s
+    def sleep(self, at_least_s: float = 0.0) -> None:
+        """Nothing was found, and nobody minds if we are away for `at_least_s`."""
+        sleep_s = max(self._next_s, at_least_s)
+        self._sleep(sleep_s)
+        self._slept_s += sleep_s
         self._next_s = min(2.0 * self._next_s, self._cap_s)
 
 

@@ -32,6 +32,7 @@ Key = tuple[float, float, int]
 Queue = list[tuple[Key, int]]
 
 _LONGEST_SLEEP_S = 1e-3  # workers have another group waiting meanwhile
+_LONGEST_REST_S = 5e-3
 _SERVICE_EVERY = 8  # updates consumed without waiting, after which messages are looked at all the same
 
 
@@ -118,6 +119,7 @@ class Supply:
         self._n_evaluating = [0] * transport.n_workers
         self._n_server_rows = 0  # here or on the way
         self._n_unserviced = 0
+        self._group_s = 0.0  # what training a group takes, as of late
         self._last_sign_s = clock()
         self.n_retrained = 0
         self.waiting_s = 0.0
@@ -222,9 +224,15 @@ class Supply:
         elif wait:
             self._check_stalled()
             start_s = self._clock()
-            self._backoff.sleep()
+            self._backoff.sleep(self._rest_s())
             self.waiting_s += self._clock() - start_s
         return bool(messages)
+
+    def _rest_s(self) -> float:
+        """How long nobody will miss the server: half a group's time while each worker has another one waiting."""
+        if any(desk.n_groups < self._bounds.n_groups for desk in self._desks):
+            return 0.0
+        return min(0.5 * self._group_s, _LONGEST_REST_S)
 
     # ------------------------------------------------------------------------------ posting
 
@@ -371,6 +379,7 @@ class Supply:
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]
         desk.n_groups -= 1
+        self._group_s += 0.1 * (sum(report.train_s for report in message.reports) - self._group_s)
         rows = iter(message.rows)
         for report, sent in zip(message.reports, message.sent, strict=True):
             item = self._items[report.task]

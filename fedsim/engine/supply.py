@@ -31,8 +31,8 @@ from fedsim.types import Float32, Task, TaskReport, Update
 Key = tuple[float, float, int]
 Queue = list[tuple[Key, int]]
 
-_LONGEST_SLEEP_S = 1e-3  # workers have another group waiting meanwhile
-_LONGEST_REST_S = 5e-3
+_LONGEST_SLEEP_S = 1e-3  # while some worker may be waiting for us
+_LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
 _SERVICE_EVERY = 8  # updates consumed without waiting, after which messages are looked at all the same
 
 

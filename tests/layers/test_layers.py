@@ -23,6 +23,7 @@ LEVELS = {
     "errors": 0,
     "seeding": 0,
     "layout": 0,
+    "snapshot": 0,
     "config": 0,
     "configfile": 0,
     "configerrors": 0,

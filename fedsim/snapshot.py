@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the objects whose state changes: plain arrays by name, nothing that would have to be unpickled.
+"""What a checkpoint holds of the objects whose state changes: plain arrays by name, nothing to be unpickled.
 
 Whoever keeps a state between two events of a run offers `snapshot()`, which returns copies, and `restore(snapshot)`,
 which takes the state over. Names of parts are joined by slashes, as HDF5 joins groups and datasets.

@@ -35,11 +35,14 @@ class Trainer(Protocol):
         base_of: Callable[[int], Float32],
         out_GP: Float32,
         progress: Callable[[], None],
+        linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
         """The reports of `tasks`, whose updates it writes to the rows of `out_GP`, float32 (G, P).
 
         `base_of(version)` is that version's vector, float32 (P,), which is only read. `progress` is called every
-        millisecond or so between steps, so that messages move meanwhile.
+        millisecond or so between steps, so that messages move meanwhile. `linear_GP` holds the slope of a linear term
+        of each task's objective, a vector that is added to each of its gradients; it is given if and only if the
+        trainer was built with `has_linear`.
         Raises ClientError for a loss or an update that is not finite.
         """
 
@@ -54,23 +57,26 @@ def build(
     worker: int,
     clock: Callable[[], float],
     shards: ShardCache | None = None,
+    has_linear: bool = False,
 ) -> Trainer:
     """The trainer of the path that `fedsim.training.choice` comes to for the configuration and the module.
 
     `module` is copied. `payload` is what the aggregation rule takes: model differences or local models. `worker`
     is the number put into reports, `clock` a wall clock in seconds. `shards` is a cache to share with an
-    `Evaluator`; without one the trainer has its own, bounded by `memory.worker_data_bytes`.
+    `Evaluator`; without one the trainer has its own, bounded by `memory.worker_data_bytes`. `has_linear`: each task
+    has a linear term of its own in its objective.
     Raises ConfigError if the path that is asked for cannot take the module.
     """
     from fedsim.training.choice import choose_path
 
-    choice = choose_path(config, module, population.sample_shape, population.n_classes)
+    choice = choose_path(config, module, population.sample_shape, population.n_classes, has_linear)
     if choice.path == "loop":
         from fedsim.training.loop import LoopTrainer
 
         return LoopTrainer(
-            config, population, module, payload=payload, device=device, worker=worker, clock=clock, shards=shards
-        )
+            config, population, module, payload=payload, device=device, worker=worker, clock=clock, shards=shards,
+            has_linear=has_linear,
+        )  # fmt: skip
     from fedsim.training.group import GroupTrainer
 
     machine: Callable[..., Machine]
@@ -78,7 +84,7 @@ def build(
         from fedsim.training.fused.machine import FusedMachine as machine
     else:
         from fedsim.training.stacked import StackedMachine as machine
-    make = partial(machine, module, population.sample_shape, config.training, device=device)
+    make = partial(machine, module, population.sample_shape, config.training, device=device, has_linear=has_linear)
     return GroupTrainer(
         choice, make, config, population, module, payload=payload, device=device, worker=worker, clock=clock,
         shards=shards,

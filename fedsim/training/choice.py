@@ -36,8 +36,16 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_path(config: RunConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], n_classes: int) -> Choice:
+def choose_path(
+    config: RunConfig,
+    module: torch.nn.Module,
+    sample_shape: tuple[int, ...],
+    n_classes: int,
+    has_linear: bool = False,
+) -> Choice:
     """The path that `training.path` asks for, or for `auto` the first of fused, stacked and loop that takes the module.
+
+    `has_linear`: each task has a linear term in its objective, which is one more number a parameter.
 
     Raises ConfigError if the path asked for cannot take it, naming the layer.
     """
@@ -48,7 +56,7 @@ def choose_path(config: RunConfig, module: torch.nn.Module, sample_shape: tuple[
         if training.path not in ("auto", path):
             continue
         try:
-            client_bytes, least = _PATHS[path](training, module, sample_shape, loss)
+            client_bytes, least = _PATHS[path](training, module, sample_shape, loss, has_linear)
         except UnsupportedError as error:
             if training.path == path:
                 raise ConfigError(
@@ -67,22 +75,22 @@ def choose_path(config: RunConfig, module: torch.nn.Module, sample_shape: tuple[
 
 
 def _fused(
-    training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss
+    training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss, has_linear: bool
 ) -> tuple[int, int]:
     """Bytes a client, and the smallest group that makes sense."""
     nodes = machine.plan(module, sample_shape, loss)
-    client_bytes = fused_client_bytes(training, nodes, Layout.of(module), sample_shape)
+    client_bytes = fused_client_bytes(training, nodes, Layout.of(module), sample_shape, has_linear)
     return client_bytes, 2 if program.has_maps(nodes) else 1
 
 
 def _stacked(
-    training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss
+    training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss, has_linear: bool
 ) -> tuple[int, int]:
     """Bytes a client, and the smallest group that makes sense. Activations are not known; samples stand for them."""
     from fedsim.training import stacked  # torch.func takes a while to load
 
     stacked.check(module, sample_shape, loss)
-    n_values = _n_slabs(training) * Layout.of(module).n_parameters
+    n_values = (_n_slabs(training) + has_linear) * Layout.of(module).n_parameters
     return _FLOAT_BYTES * (n_values + 8 * training.batch_size * math.prod(sample_shape)), 2
 
 
@@ -100,12 +108,16 @@ def group_size(client_bytes: int, least: int) -> int:
 
 
 def fused_client_bytes(
-    training: TrainingConfig, nodes: Sequence[Node], layout: Layout, sample_shape: tuple[int, ...]
+    training: TrainingConfig,
+    nodes: Sequence[Node],
+    layout: Layout,
+    sample_shape: tuple[int, ...],
+    has_linear: bool = False,
 ) -> int:
     """Bytes that one client works on: weights and optimiser state, a batch, activations and their gradients."""
     n_weights = program.places_of(nodes, layout).n_floats
     n_values = 2 * sum(padded(math.prod(node.shape)) for node in nodes) + padded(math.prod(sample_shape))
-    return _FLOAT_BYTES * (n_weights * _n_slabs(training) + training.batch_size * n_values)
+    return _FLOAT_BYTES * (n_weights * (_n_slabs(training) + has_linear) + training.batch_size * n_values)
 
 
 def _n_slabs(training: TrainingConfig) -> int:

@@ -40,8 +40,11 @@ class Machine(Protocol):
     batches: GroupBatches
     carries_rate: bool
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor) -> None:
-        """Takes new clients: their base vectors and learning rates; the rows may be one row repeated."""
+    def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+        """Takes new clients: their base vectors and learning rates; the rows may be one row repeated.
+
+        `linear_GP` is what is added to each of their gradients, if the machine was built with `has_linear`.
+        """
 
     def step(self, k: int, n_slots: int) -> None:
         """Takes step `k` of the block that is in `batches`."""
@@ -96,24 +99,20 @@ class GroupTrainer:
         base_of: Callable[[int], Float32],
         out_GP: Float32,
         progress: Callable[[], None],
+        linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
         """See `fedsim.training.Trainer.train`."""
         reports: list[TaskReport] = []
         with _one_thread():
             for start in range(0, len(tasks), self.group_size):
                 part = slice(start, start + self.group_size)
-                reports += self._train_group(tasks[part], base_of, out_GP[part], progress)
+                linear = None if linear_GP is None else linear_GP[part]
+                slots = _Slots(tasks[part], base_of, out_GP[part], linear)
+                reports += self._train_group(tasks[part], slots, progress)
         return reports
 
-    def _train_group(
-        self,
-        tasks: Sequence[Task],
-        base_of: Callable[[int], Float32],
-        out_GP: Float32,
-        progress: Callable[[], None],
-    ) -> list[TaskReport]:
+    def _train_group(self, tasks: Sequence[Task], slots: _Slots, progress: Callable[[], None]) -> list[TaskReport]:
         start_s = self._clock()
-        slots = _Slots(tasks, base_of, out_GP)
         shards = [self._shard(task) for task in slots.tasks]
         full_G2 = np.full((len(tasks), 2), math.nan)
         if self._full is not None:
@@ -145,7 +144,7 @@ class GroupTrainer:
     ) -> tuple[Float64, dict[int, tuple[int, float]]]:
         """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
         machine, tasks = self._machine, slots.tasks
-        machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB))
+        machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB), slots.linear_GP)
         carries_rate, seed = machine.carries_rate, self._config.seed
         feed = Feed(machine.batches, self._training, seed, tasks, shards, carries_rate=carries_rate)
         losses_G2 = np.full((len(tasks), 2), math.nan)
@@ -199,7 +198,13 @@ class GroupTrainer:
 class _Slots:
     """Which task has which slot: most steps come first. `slot_of` gives a task's slot, in the given order."""
 
-    def __init__(self, tasks: Sequence[Task], base_of: Callable[[int], Float32], out_GP: Float32) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        base_of: Callable[[int], Float32],
+        out_GP: Float32,
+        linear_GP: Float32 | None = None,
+    ) -> None:
         n_steps = [task.n_steps for task in tasks]
         assert min(n_steps) > 0
         order = sorted(range(len(tasks)), key=lambda i: -n_steps[i])
@@ -217,6 +222,7 @@ class _Slots:
         if not self._base_GP.flags.writeable:
             self._base_GP = self._base_GP.copy()  # torch warns of memory that it may not write
         self.base_GP = torch.from_numpy(self._base_GP).expand(len(tasks), -1)
+        self.linear_GP = None if linear_GP is None else torch.from_numpy(linear_GP[order])
 
     def rates(self, like: Tensor) -> Tensor:
         """The learning rates (G, 1), with the type and device of `like`."""

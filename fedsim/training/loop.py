@@ -49,6 +49,7 @@ class LoopTrainer:
         worker: int,
         clock: Callable[[], float],
         shards: ShardCache | None = None,
+        has_linear: bool = False,
     ) -> None:
         self.group_size = config.training.group_size or 1
         self._config = config
@@ -66,6 +67,7 @@ class LoopTrainer:
         self._parameters = [p for p in self._weights.parameters if p.requires_grad]
         self._optimizer = optimizers.build(self._training.optimizer, self._parameters)
         self._objective = objectives.objective(self._training.objective, self._parameters)
+        self._linear = objectives.Linear(self._parameters) if has_linear else None
         self._draws = noise.draws(self._module)
 
     def train(
@@ -74,13 +76,17 @@ class LoopTrainer:
         base_of: Callable[[int], Float32],
         out_GP: Float32,
         progress: Callable[[], None],
+        linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
         """See `fedsim.training.Trainer.train`."""
         assert out_GP.shape == (len(tasks), self._weights.layout.n_parameters)
-        return [
-            self._train_task(task, base_of(task.base_version), out_P, progress)
-            for task, out_P in zip(tasks, out_GP, strict=True)
-        ]
+        reports = []
+        for i, task in enumerate(tasks):
+            if self._linear is not None:
+                assert linear_GP is not None
+                self._linear.start(self._weights.split(linear_GP[i]))
+            reports.append(self._train_task(task, base_of(task.base_version), out_GP[i], progress))
+        return reports
 
     def _train_task(self, task: Task, base_P: Float32, out_P: Float32, progress: Callable[[], None]) -> TaskReport:
         start_s = self._clock()
@@ -127,6 +133,8 @@ class LoopTrainer:
         loss = self._loss.mean(self._module(x_B), y_B)
         torch.autograd.backward(loss)
         self._objective.add_gradient()
+        if self._linear is not None:
+            self._linear.add_gradient()
         if self._training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
         return loss.detach()

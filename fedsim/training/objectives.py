@@ -112,6 +112,24 @@ class Proximal:
                 parameter.grad.add_((parameter.detach() - base).mul_(self._mu))
 
 
+class Linear:
+    """Adds a vector of each task's own, the slope of a linear term, such as a control variate."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._slopes: Sequence[Tensor] = ()
+
+    def start(self, slopes: Sequence[Tensor]) -> None:
+        """Takes the slopes of a task, one a parameter."""
+        self._slopes = slopes
+
+    def add_gradient(self) -> None:
+        """Adds the slopes to the parameters' `grad`, where they have one."""
+        for slope, parameter in zip(self._slopes, self._parameters, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(slope)
+
+
 def objective(config: ObjectiveConfig, parameters: Sequence[Tensor]) -> Objective:
     """The objective of a configuration, for parameters that are trained in place."""
     return Proximal(config.mu, parameters) if config.kind == "proximal" else Plain()

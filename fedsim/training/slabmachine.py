@@ -31,11 +31,12 @@ class SlabMachine:
         min_slots: int,
         device: torch.device,
         dtype: torch.dtype,
+        has_linear: bool = False,
     ) -> None:
         self.min_slots = min_slots
         self.n_slots = max(n_slots, min_slots)
         self.weights = places.slab(self.n_slots, dtype, device)
-        self.stepper = optimizers.build(training, self.weights)
+        self.stepper = optimizers.build(training, self.weights, has_linear)
         self.carries_rate = self.stepper.carries_rate
         self.n_features = math.prod(sample_shape)
         target_type = torch.int64 if loss.targets(np.zeros(1, np.int64)).dtype == torch.int64 else dtype
@@ -44,12 +45,13 @@ class SlabMachine:
         )  # fmt: skip
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor) -> None:
+    def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
         n_slots = base_GP.shape[0]
         self.weights.load(self._here(base_GP))
         self._rates_G1[:n_slots] = rates_G1
-        self.stepper.start(n_slots, self._rates_G1)
+        linear = None if linear_GP is None else self._here(linear_GP)
+        self.stepper.start(n_slots, self._rates_G1, linear)
         if n_slots < self.min_slots:
             self.batches.scale_GKB[n_slots : self.min_slots].zero_()
 

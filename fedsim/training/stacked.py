@@ -114,10 +114,11 @@ class StackedMachine(SlabMachine):
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        has_linear: bool = False,
     ) -> None:
         check(module, sample_shape, loss)
         places = Places(Layout.of(module), [])
-        super().__init__(places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype)
+        super().__init__(places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype, has_linear)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self._sample_shape = sample_shape
         self._gradient = gradient_of(copy.deepcopy(module).train(), loss)

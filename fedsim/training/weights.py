@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.layout import Layout
 from fedsim.types import Float32, Float64
@@ -41,6 +42,14 @@ class Weights:
             return self._load_device(vector_P)
         for view, part in zip(self._views, self._parts, strict=True):
             view[:] = vector_P[part]
+
+    def split(self, vector_P: Float32) -> list[Tensor]:
+        """A vector's parts, new tensors in the order and on the device of the parameters that are trained."""
+        return [
+            torch.from_numpy(vector_P[part].copy()).view_as(parameter).to(parameter.device)
+            for parameter, part in zip(self.parameters, self._parts, strict=True)
+            if parameter.requires_grad
+        ]
 
     def read(self, out_P: Float32) -> None:
         """Copies the parameters into a vector, float32 (P,)."""

@@ -70,9 +70,17 @@ convolutional = st.tuples(
 
 
 def reference(
-    module: nn.Module, base_P: Any, optimizer: Any, config: RunConfig, task: Task, shard: Shard, dtype: torch.dtype
+    module: nn.Module,
+    base_P: Any,
+    optimizer: Any,
+    config: RunConfig,
+    task: Task,
+    shard: Shard,
+    dtype: torch.dtype,
+    linear_P: Any = None,
 ) -> tuple[Any, float, float]:
     """What training by hand gives: the difference from the base, and the first and last batch's loss."""
+    slopes = _slopes(module, linear_P, dtype)
     training = config.training
     Layout.of(module.float()).load(module, base_P)
     module.to(dtype)
@@ -94,13 +102,22 @@ def reference(
             torch.autograd.backward(loss)
             losses.append(loss.item())
             mu = getattr(training.objective, "mu", 0.0)
-            for p, b in zip(module.parameters(), base, strict=True):
-                p.grad = p.grad + mu * (p.detach() - b)
+            for p, b, slope in zip(module.parameters(), base, slopes, strict=True):
+                p.grad = p.grad + mu * (p.detach() - b) + slope
             if training.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(module.parameters(), training.clip_norm)
             stepper.step()
     difference = [(p.detach() - b).reshape(-1) for p, b in zip(module.parameters(), base, strict=True)]
     return torch.cat(difference).numpy(), losses[0], losses[-1]
+
+
+def _slopes(module: nn.Module, linear_P: Any, dtype: torch.dtype) -> list[Any]:
+    """The slopes of a linear term, one a parameter; zeros without one."""
+    layout = Layout.of(module.float())
+    if linear_P is None:
+        return [0.0] * len(layout.names)
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    return [torch.from_numpy(linear_P[part].reshape(shapes[name])).to(dtype) for name, part in layout.slices.items()]
 
 
 def compare(
@@ -113,6 +130,7 @@ def compare(
     optimizer: Any,
     dtype: torch.dtype,
     tolerance: float,
+    has_linear: bool = False,
 ) -> None:
     """Trains a group of all shards from two bases at two rates, and each task by hand."""
     torch.set_num_threads(1)
@@ -128,20 +146,28 @@ def compare(
 
     def machine(loss: Any, n_slots: int) -> Any:
         shape, device = population.sample_shape, torch.device("cpu")
-        return MACHINES[path](module, shape, config.training, loss, n_slots, device=device, dtype=dtype)
+        return MACHINES[path](
+            module, shape, config.training, loss, n_slots, device=device, dtype=dtype, has_linear=has_linear
+        )
 
     trainer = GroupTrainer(
         Choice(path, group_size, ""), machine, config, population, module,
         payload="delta", device=torch.device("cpu"), worker=0, clock=lambda: 0.0,
     )  # fmt: skip
     out_GP: Any = np.full((len(tasks), base_P.size), np.nan, np.dtype(str(dtype).removeprefix("torch.")))
-    reports = trainer.train(tasks, bases.__getitem__, out_GP, lambda: None)
-    for task, out_P, report, shard in zip(tasks, out_GP, reports, shards, strict=True):
+    linear_GP = None
+    if has_linear:
+        linear_GP = np.random.default_rng(5).standard_normal(out_GP.shape).astype(np.float32) * np.float32(0.1)
+    reports = trainer.train(tasks, bases.__getitem__, out_GP, lambda: None, linear_GP)
+    for i, (task, out_P, report, shard) in enumerate(zip(tasks, out_GP, reports, shards, strict=True)):
+        linear_P = None if linear_GP is None else linear_GP[i]
 
         def build(parameters: Any, rate: float = task.learning_rate) -> Any:
             return optimizer(parameters, rate)
 
-        by_hand_P, first, last = reference(module, bases[task.base_version], build, config, task, shard, dtype)
+        by_hand_P, first, last = reference(
+            module, bases[task.base_version], build, config, task, shard, dtype, linear_P
+        )
         norm = np.linalg.norm(by_hand_P)
         assert np.linalg.norm(out_P - by_hand_P) <= tolerance * norm
         assert report.loss_before == pytest.approx(first, rel=tolerance * 10, abs=tolerance)
@@ -166,6 +192,7 @@ def make(make_population: Make, make_config: Make, make_task: Make, make_shard: 
     optimizer=st.sampled_from(OPTIMIZERS),
     extras=st.sampled_from(EXTRAS),
     batch_size=st.integers(1, 9),
+    has_linear=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_reference_models(
@@ -177,6 +204,7 @@ def test_reference_models(
     optimizer: Any,
     extras: dict[str, Any],
     batch_size: int,
+    has_linear: bool,
     seed: int,
 ) -> None:
     kind, shape, n_classes = data.draw(cases, label="model")
@@ -188,7 +216,7 @@ def test_reference_models(
     settings = {k: v for k, v in section.items() if k not in ("kind", "learning_rate")}
     compare(
         make, path, module, config, shards, n_classes, lambda p, rate: build(p, lr=rate, **settings), dtype,
-        TOLERANCE[dtype],
+        TOLERANCE[dtype], has_linear,
     )  # fmt: skip
 
 

@@ -38,11 +38,12 @@ class FusedMachine(SlabMachine):
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        has_linear: bool = False,
     ) -> None:
         self._nodes = plan(module, sample_shape, loss)
         places = program.places_of(self._nodes, Layout.of(module))
         min_slots = 2 if program.has_maps(self._nodes) else 1
-        super().__init__(places, sample_shape, training, loss, n_slots, min_slots, device, dtype)
+        super().__init__(places, sample_shape, training, loss, n_slots, min_slots, device, dtype, has_linear)
         self._sample_shape = sample_shape
         kind = fused_loss(loss)
         assert kind is not None

@@ -24,8 +24,8 @@ class Stepper(Protocol):
     target: Target
     carries_rate: bool
 
-    def start(self, n_slots: int, rates_G1: Tensor) -> None:
-        """Forgets the former clients; the weights hold the new ones' bases."""
+    def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+        """Forgets the former clients; the weights hold the new ones' bases. `linear_GP` is added to their gradients."""
 
     def step(self, n_slots: int) -> None:
         """Takes the step of the first slots, whose gradients are in `target`."""
@@ -39,11 +39,30 @@ class PlainSgd:
     def __init__(self, weights: Slab) -> None:
         self.target = Target(weights, beta=1.0, alpha=-1.0)
 
-    def start(self, n_slots: int, rates_G1: Tensor) -> None:
+    def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         pass
 
     def step(self, n_slots: int) -> None:
         pass
+
+
+class LinearSgd:
+    """W <- W - lr g by the products, then W <- W - lr l with the slope l of each client's linear term."""
+
+    carries_rate = True
+
+    def __init__(self, weights: Slab) -> None:
+        self.target = Target(weights, beta=1.0, alpha=-1.0)
+        self._moves = weights.like()  # lr l, which no step changes
+        self._blocks = cache(lambda g: list(zip(weights.blocks(g), self._moves.blocks(g), strict=True)))
+
+    def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+        assert linear_GP is not None
+        self._moves.load(linear_GP * rates_G1[:n_slots])
+
+    def step(self, n_slots: int) -> None:
+        for w, move in self._blocks(n_slots):
+            w.sub_(move)
 
 
 class MomentumSgd:
@@ -59,7 +78,7 @@ class MomentumSgd:
         self._blocks = cache(lambda g: list(zip(weights.blocks(g), self._momenta.blocks(g), strict=True)))
         self._parts = cache(lambda g: list(zip(weights.parts(g), self._momenta.parts(g), strict=True)))
 
-    def start(self, n_slots: int, rates_G1: Tensor) -> None:
+    def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         self._rates_G1 = rates_G1
         self._momenta.zero(n_slots)
 
@@ -73,22 +92,26 @@ class MomentumSgd:
 
 
 class GradientStep:
-    """Gradients in memory of their own: the proximal term, then clipping, then the optimiser."""
+    """Gradients in memory of their own: the proximal and the linear term, then clipping, then the optimiser."""
 
     carries_rate = False
 
-    def __init__(self, weights: Slab, training: TrainingConfig) -> None:
+    def __init__(self, weights: Slab, training: TrainingConfig, has_linear: bool = False) -> None:
         self._weights, self._gradients, self._room = weights, weights.like(), weights.like()
         self.target = Target(self._gradients, beta=0.0, alpha=1.0)
         objective = training.objective
         self._mu = objective.mu if isinstance(objective, ProximalObjective) else 0.0
         self._base = weights.like() if self._mu else None
+        self._linear = weights.like() if has_linear else None
         self._clip_norm = training.clip_norm
         optimizer = training.optimizer
         self._rule = _Sgd(optimizer, weights) if isinstance(optimizer, SgdOptimizer) else _Adam(optimizer, weights)
 
-    def start(self, n_slots: int, rates_G1: Tensor) -> None:
+    def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         self._rule.start(n_slots, rates_G1)
+        if self._linear is not None:
+            assert linear_GP is not None
+            self._linear.load(linear_GP)
         if self._base is not None:
             for base_gQ, w_gQ in zip(self._base.parts(n_slots), self._weights.parts(n_slots), strict=True):
                 base_gQ.copy_(w_gQ)
@@ -99,6 +122,9 @@ class GradientStep:
             for w, d, t, base in zip(*(slab.blocks(n_slots) for slab in slabs), strict=True):
                 torch.sub(w, base, out=t)
                 d.add_(t.mul_(self._mu))
+        if self._linear is not None:
+            for d, slope in zip(self._gradients.blocks(n_slots), self._linear.blocks(n_slots), strict=True):
+                d.add_(slope)
         if self._clip_norm is not None:
             self._clip(n_slots, self._clip_norm)
         self._rule.step(n_slots, self._weights, self._gradients, self._room)
@@ -173,13 +199,16 @@ class _Adam:
             w_gQ.addcmul_(t_gQ, rates_g1 / first, value=-1.0)
 
 
-def build(training: TrainingConfig, weights: Slab) -> Stepper:
+def build(training: TrainingConfig, weights: Slab, has_linear: bool = False) -> Stepper:
     """The cheapest way of taking the configured step."""
     optimizer = training.optimizer
     is_bare = training.clip_norm is None and not isinstance(training.objective, ProximalObjective)
     if is_bare and isinstance(optimizer, SgdOptimizer):
+        if has_linear:
+            plain = not optimizer.momentum and not optimizer.weight_decay
+            return LinearSgd(weights) if plain else GradientStep(weights, training, has_linear)
         if optimizer.momentum:
             return MomentumSgd(weights, optimizer.momentum, optimizer.weight_decay)
         if not optimizer.weight_decay:
             return PlainSgd(weights)
-    return GradientStep(weights, training)
+    return GradientStep(weights, training, has_linear)

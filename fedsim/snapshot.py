@@ -7,6 +7,7 @@ which takes the state over. Names of parts are joined by slashes, as HDF5 joins 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,50 @@ def integer(snapshot: Snapshot, name: str) -> int:
 def real(snapshot: Snapshot, name: str) -> float:
     """The floating-point number of that name; raises RecordError as `array` does."""
     return float(array(snapshot, name, np.float64))
+
+
+def of(state: Any) -> Snapshot:
+    """Copies of a dataclass's fields: arrays, numbers, None, and dictionaries from whole numbers to arrays or numbers.
+
+    A dictionary becomes its keys in their order and a stack of its values, which all have one shape and type.
+    """
+    found: Snapshot = {}
+    for each in fields(state):
+        value = getattr(state, each.name)
+        if isinstance(value, dict):
+            found[f"{each.name}/keys"] = np.array(list(value), dtype=np.int64)
+            found[f"{each.name}/values"] = np.array(list(value.values()))
+        elif value is not None:
+            found[each.name] = np.array(value)
+    return found
+
+
+def put(state: Any, snapshot: Snapshot) -> None:
+    """Sets the fields of a dataclass to what `of` took of one like it.
+
+    Raises:
+        RecordError: something is missing, or of another kind or shape than `state` has or the other fields allow.
+    """
+    for each in fields(state):
+        old = getattr(state, each.name)
+        if isinstance(old, dict):
+            setattr(state, each.name, _dictionary(snapshot, each.name))
+        elif each.default is None and (old is None or each.name not in snapshot):
+            found = snapshot.get(each.name)
+            setattr(state, each.name, None if found is None else found.copy())
+        elif isinstance(old, np.ndarray):
+            new = array(snapshot, each.name, old.dtype, old.ndim)
+            if new.shape != old.shape:
+                raise RecordError(f"checkpoint: '{each.name}' has shape {new.shape}, not {old.shape}")
+            setattr(state, each.name, new)
+        else:
+            setattr(state, each.name, type(old)(array(snapshot, each.name, type(old))))
+
+
+def _dictionary(snapshot: Snapshot, name: str) -> dict[int, Any]:
+    keys = array(snapshot, f"{name}/keys", np.int64, 1)
+    values = snapshot.get(f"{name}/values")
+    if values is None or len(values) != len(keys) or np.unique(keys).size != keys.size:
+        raise RecordError(f"checkpoint: '{name}' has {len(keys)} keys and not as many values")
+    rows = [value.copy() for value in values] if values.ndim > 1 else values.tolist()
+    return dict(zip(keys.tolist(), rows, strict=True))

@@ -94,6 +94,21 @@ class Update(NamedTuple):
     vector_P: Float32
 
 
+class Feedback(NamedTuple):
+    """What the schedule is told of a consumed update, so that selections and paces may learn from what was applied.
+
+    `weight` is the rule's (0 for an update left out). `next_steps`, if above 0, is how many local steps the rule wants
+    the client's next task to have.
+    """
+
+    task: Task
+    report: TaskReport
+    staleness: int
+    arrival_s: float
+    weight: float
+    next_steps: int
+
+
 class Shard(NamedTuple):
     """Samples of one client: `x` float32 (N, *features); `y` int64 (N,) for classes, float32 (N, K) for targets."""
 

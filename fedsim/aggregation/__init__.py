@@ -7,14 +7,14 @@ from fedsim.aggregation.fedasync import FedAsync
 from fedsim.aggregation.fedavg import FedAvg
 from fedsim.aggregation.fedbuff import FedBuff
 from fedsim.aggregation.kasync import KAsync
-from fedsim.aggregation.rule import Rule
+from fedsim.aggregation.rule import ALONE, Arrival, Facts, Keeps, Rule
 from fedsim.config import AggregationConfig, FedAsyncRule, FedAvgRule, FedBuffRule, KAsyncRule
 
-__all__ = ["Diagnostics", "Rule", "ServerState", "build", "published"]
+__all__ = ["Arrival", "Diagnostics", "Facts", "Keeps", "Rule", "ServerState", "build", "published"]
 
 
-def build(config: AggregationConfig) -> Rule:
-    """The rule of a configuration. It holds no state but scratch memory: 256 KiB."""
+def build(config: AggregationConfig, facts: Facts = ALONE) -> Rule:
+    """The rule of a configuration, in the federation of `facts`. It holds no state but scratch memory: 256 KiB."""
     match config:
         case FedAvgRule():
             return FedAvg(config)

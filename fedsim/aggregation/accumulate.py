@@ -18,10 +18,14 @@ _BLOCK = 32768  # the fastest of 4096 to 65536: 58 us for 170,000 parameters, wh
 
 
 class Diagnostics(NamedTuple):
-    """What a rule says of one update: the weight that it entered with (0 for one left out), and the rule's scalars."""
+    """What a rule says of one update: the weight that it entered with (0 for one left out), and the rule's scalars.
+
+    `next_steps`, if above 0, is how many local steps the client's next task is to have (`fedsim.types.Feedback`).
+    """
 
     weight: float
     scalars: tuple[float, ...] = ()
+    next_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -30,7 +34,8 @@ class ServerState:
 
     `weights_P` is the version itself, unrounded, and changes in `commit` alone. `accumulator_P` holds the sum of the
     `n_accumulated` updates that counted since, and means nothing while that is 0. `weight_sum` is what the rule
-    divides by (for FedAsync: the share of the old model that is to be kept). A checkpoint holds these four.
+    divides by (for FedAsync: the share of the old model that is to be kept). A checkpoint holds these four, and
+    what states derived from this one add: arrays, numbers, and dictionaries from numbers to arrays.
     """
 
     weights_P: Float64

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, fresh
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
+from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale, staleness_function
 from fedsim.config import FedAsyncRule
-from fedsim.types import Float32, Update
+from fedsim.types import Update
 
 
-class FedAsync:
+class FedAsync(BaseRule):
     """w <- (1 - a) w + a w_k with a = alpha s(tau), for each arrival.
 
     Reference: Xie et al., "Asynchronous federated optimization", 2019 (arXiv:1903.03934), algorithm 1 and its
@@ -22,7 +23,6 @@ class FedAsync:
 
     name = "fedasync"
     payload: Literal["delta", "model"] = "model"
-    scalar_names: tuple[str, ...] = ()
 
     def __init__(self, config: FedAsyncRule) -> None:
         self._alpha = config.alpha
@@ -30,13 +30,10 @@ class FedAsync:
         self._staleness = staleness_function(config.staleness)
         self._kernels = Kernels()
 
-    def init(self, weights_P: Float32) -> ServerState:
-        return fresh(weights_P)
-
-    def accumulate(self, state: ServerState, update: Update, staleness: int) -> tuple[ServerState, Diagnostics]:
-        if is_too_stale(staleness, self._max_staleness):
+    def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
+        if is_too_stale(arrival.staleness, self._max_staleness):
             return state, Diagnostics(0.0)
-        weight = self._alpha * self._staleness(staleness)
+        weight = self._alpha * self._staleness(arrival.staleness)
         self._kernels.add(state, update.vector_P, weight, keep=1.0 - weight)
         state.weight_sum = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
         state.n_accumulated += 1

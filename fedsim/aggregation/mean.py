@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, fresh
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
+from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale
-from fedsim.types import Float32, TaskReport, Update
+from fedsim.types import TaskReport, Update
 
 
-class MeanRule:
+class MeanRule(BaseRule):
     """w <- w + eta sum(c_k p_k D_k) / sum(p_k), over the updates that are not too stale.
 
     Subclasses give each update's share p_k in the divisor (`share`) and its discount c_k (`discount`).
     """
-
-    payload: Literal["delta", "model"] = "delta"
-    scalar_names: tuple[str, ...] = ()
 
     def __init__(self, server_learning_rate: float, max_staleness: int | None) -> None:
         self._server_learning_rate = server_learning_rate
@@ -29,14 +25,11 @@ class MeanRule:
     def discount(self, staleness: int) -> float:
         return 1.0
 
-    def init(self, weights_P: Float32) -> ServerState:
-        return fresh(weights_P)
-
-    def accumulate(self, state: ServerState, update: Update, staleness: int) -> tuple[ServerState, Diagnostics]:
+    def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
         share = self.share(update.report)
-        if is_too_stale(staleness, self._max_staleness) or not share:
+        if is_too_stale(arrival.staleness, self._max_staleness) or not share:
             return state, Diagnostics(0.0)
-        weight = share * self.discount(staleness)
+        weight = share * self.discount(arrival.staleness)
         self._kernels.add(state, update.vector_P, weight)
         state.weight_sum += share
         state.n_accumulated += 1

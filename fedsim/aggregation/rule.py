@@ -1,29 +1,115 @@
-"""The border between the engine and the rules."""
+"""The border between the engine and the rules: what a rule is, what it is told, and what it says that it needs."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
-from fedsim.aggregation.accumulate import Diagnostics, ServerState
-from fedsim.types import Float32, Update
+from fedsim.aggregation.accumulate import Diagnostics, ServerState, fresh, published
+from fedsim.types import Float32, Task, Update
+
+NO_TASK = Task(0, 0, 0, 1, 1, 0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, math.nan, False, True)
+
+
+class Arrival(NamedTuple):
+    """What is known of an update when it is consumed, besides what its report says.
+
+    `staleness` counts the versions made since the task's base, `version` all versions made so far. `arrival_s` is when
+    the update reached the server, on the run's clock. `base_P` is the base version as it was sent, float32 (P,), for a
+    rule that `needs_base`. A replay knows all of this again, and nothing more: rules follow from it alone.
+    """
+
+    staleness: int
+    task: Task = NO_TASK
+    version: int = 0
+    arrival_s: float = math.nan
+    base_P: Float32 | None = None
+
+
+class Keeps(NamedTuple):
+    """What a rule holds at rank zero, in vectors of P values: float64, float32, float32 a client and an update of a
+    version. The two that every rule has (weights and accumulator) are among the first."""
+
+    float64: int = 2
+    float32: int = 0
+    per_client: int = 0
+    per_update: int = 0
+
+    def n_bytes(self, n_parameters: int, n_clients: int, n_updates: int) -> int:
+        """Bytes once every client and every update of a version has its vectors."""
+        n_float32 = self.float32 + self.per_client * n_clients + self.per_update * n_updates
+        return n_parameters * (8 * self.float64 + 4 * n_float32)
+
+
+def _no_samples() -> int:
+    return 1
+
+
+def _no_tier(client: int) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rule may know of the federation before the first task.
+
+    `n_clients` are those with data (registered); `count_samples` counts the samples of them all, in a pass over the
+    clients. `layers` are the tensors' slices of the flat vector. `n_updates` is how many updates go into a version
+    where the policy fixes it, else 0. `tier_of` gives a client's tier, 0 the fastest, under the policy `tiers`.
+    """
+
+    n_clients: int = 1
+    count_samples: Callable[[], int] = _no_samples
+    layers: tuple[slice, ...] = (slice(None),)
+    n_updates: int = 0
+    n_tiers: int = 1
+    tier_of: Callable[[int], int] = _no_tier
+
+
+ALONE = Facts()
 
 
 class Rule(Protocol):
     """A way of making versions out of updates; `scalar_names` name what its diagnostics hold besides the weight.
 
     The state passed in is consumed: it is changed in place and returned. An update costs one pass over P in
-    `accumulate`, a version one in `commit`; whatever a rule keeps between them is in the state.
+    `accumulate`, a version one in `commit`, if docs/algorithms.md does not say more; whatever a rule keeps between them
+    is in the state, a dataclass of arrays, numbers and dictionaries from numbers to arrays (`fedsim.snapshot.of`).
     """
 
     name: str
     payload: Literal["delta", "model"]
     scalar_names: tuple[str, ...]
+    needs_base: bool
+    n_extras: int
+    keeps: Keeps
 
     def init(self, weights_P: Float32) -> ServerState:
         """The state of version 0, float32 (P,), with nothing accumulated."""
 
-    def accumulate(self, state: ServerState, update: Update, staleness: int) -> tuple[ServerState, Diagnostics]:
-        """Takes an update, of `staleness` versions, towards the next version. `update.vector_P` is not kept."""
+    def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
+        """Takes an update towards the next version. `update.vector_P` and `arrival.base_P` are not kept."""
 
     def commit(self, state: ServerState) -> ServerState:
         """Makes the next version of what was accumulated; the model stays as it is if nothing was."""
+
+    def publish(self, state: ServerState) -> Float32:
+        """The version as it is sent, a new float32 vector: the weights, then `n_extras` further vectors of P values."""
+
+
+class BaseRule:
+    """What most rules share: they take differences, keep weights and accumulator, and send the weights alone."""
+
+    payload: Literal["delta", "model"] = "delta"
+    scalar_names: tuple[str, ...] = ()
+    needs_base = False
+    n_extras = 0
+    keeps = Keeps()
+
+    def init(self, weights_P: Float32) -> ServerState:
+        return fresh(weights_P)
+
+    def publish(self, state: ServerState) -> Float32:
+        return published(state)

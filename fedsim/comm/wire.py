@@ -61,9 +61,7 @@ def encode_command(command: Command) -> Bytes:
     header = np.array(
         [len(command.tasks), *(len(part) for part in lists), command.evaluate, int(command.stop), 0], dtype="<i8"
     )
-    tasks = np.array(
-        [(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK
-    )
+    tasks = np.array([(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK)
     numbers = np.array([number for part in lists for number in part], dtype="<i8")
     return np.concatenate([header.view(np.uint8), tasks.view(np.uint8), numbers.view(np.uint8)])
 

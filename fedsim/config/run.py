@@ -123,16 +123,6 @@ class RunConfig(Section):
             raise ValueError(f"data set '{dataset}' has its own clients: partition.kind must be natural, got {kind}")
 
     def _check_rule(self) -> None:
-        rule, policy = self.aggregation.rule, self.schedule.policy
-        if rule == "k-async" and policy == "async":
-            raise ValueError("aggregation.rule k-async needs schedule.policy k-async or buffered, got async")
-        if rule == "fedbuff" and policy not in ("buffered", "k-async", "window", "tiers"):
-            raise ValueError(
-                "aggregation.rule fedbuff needs a buffer: schedule.policy buffered (or k-async, window, tiers), "
-                f"got {policy}"
-            )
-        if rule == "fedasync" and policy != "async":
-            raise ValueError(
-                "aggregation.rule fedasync makes a version of every arrival: schedule.policy must be async, "
-                f"got {policy}"
-            )
+        rule, policy = self.aggregation, self.schedule.policy
+        if rule.policies and policy not in rule.policies:
+            raise ValueError(f"aggregation.rule {rule.rule} {rule.refusal}, got {policy}")

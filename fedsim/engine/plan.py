@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import aggregation, models, population
+from fedsim.aggregation import Facts
 from fedsim.config import (
+    AsyncSchedule,
     BufferedSchedule,
     KAsyncSchedule,
     RunConfig,
@@ -75,6 +77,7 @@ class Plan:
             n_processed=lambda n: training_plan.samples_processed(training, n),
             learning_rate=lambda version: training_plan.learning_rate(training, version),
             counts_steps=training.order == "continued",
+            n_processed_in=lambda n, steps: training_plan.samples_processed(training, n, steps),
         )
 
     def schedule(self) -> Schedule:
@@ -101,7 +104,7 @@ class Plan:
             ("samples", f"{self._n_samples_text()}; shape {self.population.sample_shape}"),
             ("model", f"{config.model.kind}: {n:,} parameters, {4 * n:,} bytes a version or update"),
             ("schedule", f"{config.schedule.policy}: {self.concurrency:,} tasks in flight at most"),
-            ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}"),
+            ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}; {self._keeps_text()}"),
             ("training", f"path {self.training_path}, groups of {self.group_size}: {self.path_reason}"),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
@@ -152,6 +155,19 @@ class Plan:
         where = " and ".join(places)
         return ("only the last version" if every is None else f"every {every} versions") + f", on {where}"
 
+    def _keeps_text(self) -> str:
+        """What the rule holds at rank zero, outside every bound."""
+        keeps, n = self.rule.keeps, self.layout.n_parameters
+        total = keeps.n_bytes(n, self.n_eligible, updates_a_version(self.config, self.concurrency))
+        parts = [f"{keeps.float64} vectors of float64"] + [f"{keeps.float32} of float32"] * bool(keeps.float32)
+        if keeps.per_client:
+            parts.append(
+                f"{keeps.per_client} of float32 a client ({self.n_eligible:,} x {n:,} x {4 * keeps.per_client})"
+            )
+        if keeps.per_update:
+            parts.append(f"{keeps.per_update} of float32 an update of a version")
+        return f"keeps {', '.join(parts)}: {total:,} bytes"
+
     def _room_text(self) -> str:
         rows, n_bytes = self.bounds, 4 * self.layout.n_parameters
         return (
@@ -176,7 +192,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     _check_schedule(config, n_eligible)
     module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed)
     layout = Layout.of(module)
-    rule = aggregation.build(config.aggregation)
+    rule = aggregation.build(config.aggregation, _facts(config, people, members, layout))
     n_bytes = 4 * layout.n_parameters
     devices = None
     if config.clock == "virtual":
@@ -200,6 +216,35 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         bounds=_bounds(config, n_bytes, group_size),
         has_tests=_has_tests(config, people),
     )
+
+
+def _facts(config: RunConfig, people: population.Population, members: Int64 | None, layout: Layout) -> Facts:
+    """What the rule may know before the first task."""
+    clients = np.arange(people.n_clients, dtype=np.int64) if members is None else members
+    return Facts(
+        n_clients=int(clients.size),
+        count_samples=lambda: int(people.n_samples(clients).sum()),
+        layers=tuple(layout.slices.values()),
+        n_updates=_fixed_updates(config),
+    )
+
+
+def _fixed_updates(config: RunConfig) -> int:
+    """How many updates go into a version; 0 where the policy does not fix it."""
+    match config.schedule:
+        case AsyncSchedule():
+            return 1
+        case BufferedSchedule():
+            return config.schedule.buffer
+        case KAsyncSchedule():
+            return config.schedule.k
+        case _:
+            return 0
+
+
+def updates_a_version(config: RunConfig, concurrency: int) -> int:
+    """The most updates that a version is made of."""
+    return _fixed_updates(config) or concurrency
 
 
 def _bounds(config: RunConfig, row_bytes: int, group_size: int) -> Bounds:

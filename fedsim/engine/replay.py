@@ -15,7 +15,7 @@ import numpy as np
 from fedsim.errors import RecordError
 from fedsim.schedule.policies import Step
 from fedsim.schedule.schedule import Work
-from fedsim.types import Event, EventKind, Float64, Int64, Outcome, Task
+from fedsim.types import Event, EventKind, Feedback, Float64, Int64, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class ReplaySchedule:
 
     consumes_on_arrival = True
     ends = True
+    learns = False
 
     def __init__(self, history: History, work: Work, n_clients: int) -> None:
         _check(history, n_clients)
@@ -110,6 +111,9 @@ class ReplaySchedule:
     def instant_over(self) -> bool:
         """Always: what starts is what the current version was the base of."""
         return True
+
+    def learned(self, feedback: Feedback) -> None:
+        """Nothing: all decisions are in the record."""
 
     def dispatch(self, now_s: float) -> list[Task]:
         """The tasks that started from the current version, once."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim import aggregation, configfile, yamltree
+from fedsim import configfile, yamltree
 from fedsim.comm import faults
 from fedsim.config import RunConfig, StopConfig
 from fedsim.engine.agreement import Statement, agree
@@ -335,7 +335,6 @@ def _server(
         versions=versions,
         rule=made.rule,
         state=made.rule.init(made.initial_P),
-        publish=aggregation.published,
         evaluations=evaluations,
         recorder=record,
         clock=clock,

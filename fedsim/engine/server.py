@@ -1,7 +1,7 @@
 """The server: for each event aggregate, record, schedule; then supply the workers.
 
-    virtual clock: the earliest event is due; its update is brought in, however long the others take
-    wall clock:    whatever came in is applied, in the order in which it came
+virtual clock: the earliest event is due; its update is brought in, however long the others take
+wall clock:    whatever came in is applied, in the order in which it came
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
 from fedsim.engine.supply import Item, Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
-from fedsim.types import Event, EventKind, Float32, Outcome, Task, Update
+from fedsim.types import Event, EventKind, Feedback, Float32, Outcome, Task, Update
 
 _NAN = math.nan
 
@@ -28,6 +29,7 @@ class EventSource(Protocol):
     now_s: float
     version: int
     ends: bool  # without events left the run is over, not stalled
+    learns: bool  # wants to be told of consumed updates
 
     @property
     def consumes_on_arrival(self) -> bool: ...
@@ -45,15 +47,7 @@ class EventSource(Protocol):
 
     def is_in_flight(self, number: int) -> bool: ...
 
-
-class Rule(Protocol):
-    """What the server asks of an aggregation rule; its state is a value that only the rule looks into."""
-
-    scalar_names: tuple[str, ...]
-
-    def accumulate(self, state: Any, update: Update, staleness: int) -> tuple[Any, Any]: ...
-
-    def commit(self, state: Any) -> Any: ...
+    def learned(self, feedback: Feedback) -> None: ...
 
 
 class Interrupted(Exception):
@@ -103,7 +97,6 @@ class Server:
         versions: VersionStore,
         rule: Rule,
         state: Any,
-        publish: Callable[[Any], Float32],
         evaluations: Evaluations,
         recorder: Recorder,
         clock: Callable[[], float],
@@ -117,7 +110,6 @@ class Server:
         self._versions = versions
         self._rule = rule
         self._state = state
-        self._publish = publish
         self._evaluations = evaluations
         self._recorder = recorder
         self._clock = clock
@@ -134,7 +126,7 @@ class Server:
             StalledError: nothing can happen any more.
             ClientError, WorkerError: something went wrong at a worker.
         """
-        self._put_out(self._publish(self._state))
+        self._put_out(self._rule.publish(self._state))
         self._finished = self._evaluations.target_reached(0)
         status = "done"
         try:
@@ -219,16 +211,21 @@ class Server:
             self._finished = True
 
     def _consume(self, task: Task, time_s: float, met_version: int) -> None:
+        base_P = self._versions.get(task.base_version) if self._rule.needs_base else None  # may go with the update
         update, item = self._supply.take(task.task)
         staleness = met_version - task.base_version
-        self._state, diagnostics = self._rule.accumulate(self._state, update, staleness)
+        arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else time_s
+        arrival = Arrival(staleness, task, met_version, arrival_s, base_P)
+        self._state, diagnostics = self._rule.accumulate(self._state, update, arrival)
         merged = self._merged
         merged.n_updates += 1
         merged.weight_sum += diagnostics.weight
         merged.staleness_sum += staleness
         merged.staleness_max = max(merged.staleness_max, staleness)
         self.pulse.n_updates += 1
-        arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else time_s
+        if self._schedule.learns:
+            told = (staleness, arrival_s, diagnostics.weight, diagnostics.next_steps)
+            self._schedule.learned(Feedback(task, update.report, *told))
         self._recorder.append("tasks", _applied_row(task, arrival_s, met_version, update, item, diagnostics))
 
     def _end(self, task: Task, outcome: Outcome) -> None:
@@ -238,7 +235,7 @@ class Server:
 
     def _merge(self) -> None:
         self._state = self._rule.commit(self._state)
-        self._put_out(self._publish(self._state))
+        self._put_out(self._rule.publish(self._state))
         version = self._schedule.version
         is_last = self._stop.versions is not None and version >= self._stop.versions
         self._finished = is_last or self._evaluations.target_reached(version)

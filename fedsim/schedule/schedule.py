@@ -23,9 +23,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedsim.errors import StalledError
+from fedsim.schedule.learning import Learner, Pace
 from fedsim.schedule.policies import Opening, Policy, Step, Timer
 from fedsim.schedule.selection import Domain, Selection
-from fedsim.types import Event, EventKind, Int64, Task
+from fedsim.types import Event, EventKind, Feedback, Int64, Task
 
 _NAN = math.nan
 _SPARE_EVENTS = 1024
@@ -43,17 +44,24 @@ class TaskPlanner(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What a task asks of a client: its samples, steps and samples processed for them, learning rate at a version."""
+    """What a task asks of a client: its samples, steps and samples processed for them, learning rate at a version.
+
+    `n_processed_in` is the samples processed in so many steps (samples, steps), where a pace decides these.
+    """
 
     n_samples: Callable[[Int64], Int64]
     n_steps: Callable[[int], int]
     n_processed: Callable[[int], int]
     learning_rate: Callable[[int], float]
     counts_steps: bool
+    n_processed_in: Callable[[int, int], int] | None = None
 
 
 class Schedule:
-    """The state of the federation's schedule. `devices` is None on the wall clock."""
+    """The state of the federation's schedule. `devices` is None on the wall clock.
+
+    `pace`, if there is one, decides a task's steps; `learners` are told of every consumed update.
+    """
 
     ends = False
 
@@ -64,7 +72,12 @@ class Schedule:
         selection: Selection,
         work: Work,
         devices: TaskPlanner | None,
+        pace: Pace | None = None,
+        learners: Sequence[Learner] = (),
     ) -> None:
+        self._pace = pace
+        self._learners = learners
+        self.learns = bool(learners)
         self._policy = policy
         self._domains = domains
         self._selection = selection
@@ -125,6 +138,11 @@ class Schedule:
     def is_in_flight(self, number: int) -> bool:
         """Whether a task was dispatched and has not ended."""
         return number in self._in_flight
+
+    def learned(self, feedback: Feedback) -> None:
+        """Tells those who learn of an update that was consumed; called only where somebody `learns`."""
+        for learner in self._learners:
+            learner.learned(feedback)
 
     def dispatch(self, now_s: float) -> list[Task]:
         """The tasks that start now, all from the current version, numbered in order."""
@@ -213,6 +231,9 @@ class Schedule:
         clients = domain.clients(np.array(positions, dtype=np.int64))
         sizes = self._work.n_samples(clients).tolist()
         steps = [self._work.n_steps(size) for size in sizes]
+        if self._pace is not None:
+            paced = zip(clients.tolist(), steps, strict=True)
+            steps = [self._pace.n_steps(client, planned, now_s) for client, planned in paced]
         first = self._next_task
         self._next_task += len(positions)
         learning_rate = self._work.learning_rate(self.version)
@@ -225,11 +246,17 @@ class Schedule:
     def _plans(self, clients: Int64, first: int, steps: list[int], sizes: list[int], now_s: float) -> Sequence[Any]:
         if self._devices is None:
             return [None] * len(steps)
-        processed = [self._work.n_processed(size) for size in sizes]
+        processed = self._processed(sizes, steps)
         if len(steps) == 1:
             return [self._devices.plan(int(clients[0]), first, steps[0], processed[0], now_s)]
         tasks = np.arange(first, first + len(steps), dtype=np.int64)
         return self._devices.plan_many(clients, tasks, np.array(steps), np.array(processed), now_s)
+
+    def _processed(self, sizes: list[int], steps: list[int]) -> list[int]:
+        if self._pace is None:
+            return [self._work.n_processed(size) for size in sizes]
+        assert self._work.n_processed_in is not None
+        return [self._work.n_processed_in(size, n) for size, n in zip(sizes, steps, strict=True)]
 
     def _task(
         self, number: int, client: int, size: int, steps: int, learning_rate: float, now_s: float, plan: Any

@@ -33,7 +33,8 @@ def learning_rate(training: TrainingConfig, base_version: int) -> float:
     return float(rate * training.decay.factor ** (base_version // training.decay.every_versions))
 
 
-def samples_processed(training: TrainingConfig, n_samples: int) -> int:
-    """How many samples a task's batches hold together, counted from the start of a pass."""
-    passes, rest = divmod(plan_steps(training, n_samples), batches_per_pass(training, n_samples))
+def samples_processed(training: TrainingConfig, n_samples: int, n_steps: int | None = None) -> int:
+    """How many samples the batches of a task hold together, from the start of a pass; `n_steps` if not as planned."""
+    steps = plan_steps(training, n_samples) if n_steps is None else n_steps
+    passes, rest = divmod(steps, batches_per_pass(training, n_samples))
     return passes * n_samples + min(rest * training.batch_size, n_samples)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from fedsim.aggregation import Rule, build, published
+from fedsim.aggregation import Arrival, Rule, build, published
 from fedsim.config import AggregationConfig
 from fedsim.types import Float32, TaskReport, Update
 
@@ -36,7 +36,7 @@ def version(plain: dict[str, Any], base: Float32, arrivals: list[tuple[Float32, 
     state = rule.init(base)
     for vector, n_samples, staleness in arrivals:
         report = TaskReport(0, 0, n_samples, 1, 0.0, 0.0, 0.0, 0.0)
-        state, _ = rule.accumulate(state, Update(report, vector), staleness)
+        state, _ = rule.accumulate(state, Update(report, vector), Arrival(staleness))
     return published(rule.commit(state))
 
 
@@ -105,6 +105,6 @@ def test_fedasync_in_one_commit_is_fedasync_commit_by_commit(
     state = rule.init(base)
     for vector, n_samples, staleness in arrivals:
         report = TaskReport(0, 0, n_samples, 1, 0.0, 0.0, 0.0, 0.0)
-        state, _ = rule.accumulate(state, Update(report, vector), staleness)
+        state, _ = rule.accumulate(state, Update(report, vector), Arrival(staleness))
         state = rule.commit(state)
     np.testing.assert_allclose(version(plain, base, arrivals), published(state), rtol=1e-6, atol=1e-7)

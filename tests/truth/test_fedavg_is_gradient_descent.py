@@ -46,7 +46,7 @@ def test_one_full_batch_step(
         base_P = aggregation.published(state)
         reports = trainer.train(tasks, {3: base_P}.__getitem__, out_GP, lambda: None)
         for report, vector_P in zip(reports, out_GP, strict=True):
-            state, _ = rule.accumulate(state, Update(report, vector_P), 0)
+            state, _ = rule.accumulate(state, Update(report, vector_P), aggregation.Arrival(0))
         state = rule.commit(state)
 
     x = torch.from_numpy(np.concatenate([shard.x for shard in shards])).double()

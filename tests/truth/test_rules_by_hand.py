@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from fedsim.aggregation import Rule, build, published
+from fedsim.aggregation import Arrival, Rule, build, published
 from fedsim.config import AggregationConfig
 from fedsim.types import TaskReport, Update
 
-Arrival = tuple[list[float], int, int]  # vector, samples, staleness
+Vector = tuple[list[float], int, int]  # vector, samples, staleness
 
 
 def rule_of(**plain: Any) -> Rule:
     return build(TypeAdapter(AggregationConfig).validate_python(plain))
 
 
-def run(rule: Rule, base: list[float], *buffers: list[Arrival]) -> list[list[float]]:
+def run(rule: Rule, base: list[float], *buffers: list[Vector]) -> list[list[float]]:
     """The versions that buffers of arrivals make, one after the other."""
     state, versions = rule.init(np.array(base, np.float32)), []
     for buffer in buffers:
         for vector, n_samples, staleness in buffer:
             report = TaskReport(0, 0, n_samples, 1, 0.0, 0.0, 0.0, 0.0)
-            state, _ = rule.accumulate(state, Update(report, np.array(vector, np.float32)), staleness)
+            state, _ = rule.accumulate(state, Update(report, np.array(vector, np.float32)), Arrival(staleness))
         state = rule.commit(state)
         versions.append(published(state).tolist())
     return versions
@@ -75,7 +75,7 @@ def test_fedbuff_counts_only_what_is_fresh_enough() -> None:
 def test_k_async_ignores_staleness_and_samples() -> None:
     rule = rule_of(rule="k-async", server_learning_rate=0.5)
     # .5 * ([2, 4] + [4, -8] + [0, 16] + [2, 4]) / 4 = [1, 2]
-    arrivals: list[Arrival] = [([2, 4], 1, 0), ([4, -8], 50, 7), ([0, 16], 3, 1), ([2, 4], 9, 0)]
+    arrivals: list[Vector] = [([2, 4], 1, 0), ([4, -8], 50, 7), ([0, 16], 3, 1), ([2, 4], 9, 0)]
     assert run(rule, [0.0, 0.0], arrivals) == [[1.0, 2.0]]
 
 
@@ -86,7 +86,7 @@ def test_fedbuff_of_one_is_fedasync_of_alpha_one_when_fresh() -> None:
     mixed = rule_of(rule="fedasync", alpha=1.0)
     bases = [base, *models[:-1]]
     differences = [[((model - at).tolist(), 5, 0)] for at, model in zip(bases, models, strict=True)]
-    wholes: list[list[Arrival]] = [[(model.tolist(), 5, 0)] for model in models]
+    wholes: list[list[Vector]] = [[(model.tolist(), 5, 0)] for model in models]
     assert run(buffered, base.tolist(), *differences) == run(mixed, base.tolist(), *wholes)
 
 
@@ -100,7 +100,7 @@ def test_fedbuff_of_one_differs_from_fedasync_when_stale() -> None:
 
 def test_fedbuff_with_equal_delays_and_samples_is_fedavg() -> None:
     rng = np.random.default_rng(4)
-    arrivals: list[Arrival] = [(row.tolist(), 20, 0) for row in rng.standard_normal((8, 30), dtype=np.float32)]
+    arrivals: list[Vector] = [(row.tolist(), 20, 0) for row in rng.standard_normal((8, 30), dtype=np.float32)]
     base = rng.standard_normal(30, dtype=np.float32).tolist()
     np.testing.assert_array_equal(
         run(rule_of(rule="fedbuff"), base, arrivals), run(rule_of(rule="fedavg"), base, arrivals)
@@ -118,7 +118,7 @@ def test_quadratic_clients_settle_at_the_weighted_optimum(tau: int) -> None:
         w = float(history[max(0, len(history) - 1 - tau)][0])
         for c, o, samples in zip(curvature, optimum, n, strict=True):
             report = TaskReport(0, 0, int(samples), 1, 0.0, 0.0, 0.0, 0.0)
-            state, _ = rule.accumulate(state, Update(report, np.array([-rate * c * (w - o)], np.float32)), tau)
+            state, _ = rule.accumulate(state, Update(report, np.array([-rate * c * (w - o)], np.float32)), Arrival(tau))
         state = rule.commit(state)
         history.append(published(state))
     expected = float((n * curvature * optimum).sum() / (n * curvature).sum())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from fedsim.aggregation import Rule, ServerState, accumulate, build, published
+from fedsim.aggregation import Arrival, Rule, ServerState, accumulate, build, published
 from fedsim.config import AggregationConfig
 from fedsim.types import Float32, TaskReport, Update
 
@@ -44,20 +44,20 @@ def test_committing_nothing_changes_nothing(plain: dict[str, Any]) -> None:
 @pytest.mark.parametrize("plain", RULES, ids=str)
 def test_an_update_too_stale_has_weight_zero_and_does_not_count(plain: dict[str, Any]) -> None:
     rule = rule_of(plain | {"max_staleness": 2})
-    state, left_out = rule.accumulate(start(rule, 1.0, -2.0), update_of(9.0, 9.0), 3)
+    state, left_out = rule.accumulate(start(rule, 1.0, -2.0), update_of(9.0, 9.0), Arrival(3))
     assert left_out.weight == 0.0 and state.n_accumulated == 0
     assert rule.commit(state).weights_P.tolist() == [1.0, -2.0]
-    state, first = rule.accumulate(state, update_of(4.0, 8.0), 2)
-    state, _ = rule.accumulate(state, update_of(9.0, 9.0), 3)
+    state, first = rule.accumulate(state, update_of(4.0, 8.0), Arrival(2))
+    state, _ = rule.accumulate(state, update_of(9.0, 9.0), Arrival(3))
     assert first.weight > 0 and state.n_accumulated == 1
-    other, _ = rule.accumulate(start(rule, 1.0, -2.0), update_of(4.0, 8.0), 2)
+    other, _ = rule.accumulate(start(rule, 1.0, -2.0), update_of(4.0, 8.0), Arrival(2))
     assert np.array_equal(rule.commit(state).weights_P, rule.commit(other).weights_P)
 
 
 @pytest.mark.parametrize("plain", RULES, ids=str)
 def test_the_version_changes_in_commit_alone(plain: dict[str, Any]) -> None:
     rule = rule_of(plain)
-    state, _ = rule.accumulate(start(rule, 1.0, -2.0), update_of(4.0, 8.0), 0)
+    state, _ = rule.accumulate(start(rule, 1.0, -2.0), update_of(4.0, 8.0), Arrival(0))
     assert state.weights_P.tolist() == [1.0, -2.0]
     state = rule.commit(state)
     assert state.weights_P.tolist() != [1.0, -2.0] and state.n_accumulated == 0
@@ -70,7 +70,7 @@ def test_updates_are_read_and_not_kept(plain: dict[str, Any]) -> None:
     rule = rule_of(plain)
     update = update_of(4.0, 8.0)
     update.vector_P.flags.writeable = False
-    state, _ = rule.accumulate(start(rule, 1.0, -2.0), update, 1)
+    state, _ = rule.accumulate(start(rule, 1.0, -2.0), update, Arrival(1))
     update.vector_P.flags.writeable = True
     update.vector_P[:] = np.nan
     assert np.isfinite(rule.commit(state).weights_P).all()
@@ -80,26 +80,26 @@ def test_updates_are_read_and_not_kept(plain: dict[str, Any]) -> None:
 def test_state_is_changed_in_place_and_returned(plain: dict[str, Any]) -> None:
     rule = rule_of(plain)
     state = start(rule, 1.0, -2.0)
-    assert rule.accumulate(state, update_of(4.0, 8.0), 0)[0] is state
+    assert rule.accumulate(state, update_of(4.0, 8.0), Arrival(0))[0] is state
     assert rule.commit(state) is state
 
 
 @pytest.mark.parametrize("plain", RULES, ids=str)
 def test_a_commit_starts_from_an_empty_accumulator(plain: dict[str, Any]) -> None:
     rule = rule_of(plain)
-    state, _ = rule.accumulate(start(rule, 0.0), update_of(8.0), 0)
+    state, _ = rule.accumulate(start(rule, 0.0), update_of(8.0), Arrival(0))
     state = rule.commit(state)
     again = start(rule, 0.0)
     again.weights_P[:] = state.weights_P
     for each in (state, again):
-        rule.commit(rule.accumulate(each, update_of(-3.0), 0)[0])
+        rule.commit(rule.accumulate(each, update_of(-3.0), Arrival(0))[0])
     assert np.array_equal(state.weights_P, again.weights_P)
 
 
 @pytest.mark.parametrize("plain", RULES, ids=str)
 def test_diagnostics_match_their_names(plain: dict[str, Any]) -> None:
     rule = rule_of(plain)
-    _, diagnostics = rule.accumulate(start(rule, 1.0), update_of(2.0), 0)
+    _, diagnostics = rule.accumulate(start(rule, 1.0), update_of(2.0), Arrival(0))
     assert len(diagnostics.scalars) == len(rule.scalar_names)
     assert rule.name == plain["rule"] and rule.payload == ("model" if plain["rule"] == "fedasync" else "delta")
 
@@ -119,13 +119,13 @@ def test_diagnostics_match_their_names(plain: dict[str, Any]) -> None:
 )
 def test_weights(plain: dict[str, Any], staleness: int, weight: float) -> None:
     rule = rule_of(plain)
-    _, diagnostics = rule.accumulate(start(rule, 0.0), update_of(1.0, n_samples=40), staleness)
+    _, diagnostics = rule.accumulate(start(rule, 0.0), update_of(1.0, n_samples=40), Arrival(staleness))
     assert diagnostics.weight == pytest.approx(weight, rel=1e-15)
 
 
 def test_updates_without_samples_make_no_version() -> None:
     rule = rule_of({"rule": "fedavg"})
-    state, diagnostics = rule.accumulate(start(rule, 2.0), update_of(1.0, n_samples=0), 0)
+    state, diagnostics = rule.accumulate(start(rule, 2.0), update_of(1.0, n_samples=0), Arrival(0))
     assert diagnostics.weight == 0.0 and rule.commit(state).weights_P.tolist() == [2.0]
 
 
@@ -140,7 +140,7 @@ def test_published_is_a_new_float32_vector() -> None:
 def test_init_leaves_the_given_vector_alone() -> None:
     given: Float32 = np.array([1.0, 2.0], np.float32)
     rule = rule_of({"rule": "fedavg"})
-    rule.commit(rule.accumulate(rule.init(given), update_of(1.0, 1.0), 0)[0])
+    rule.commit(rule.accumulate(rule.init(given), update_of(1.0, 1.0), Arrival(0))[0])
     assert given.tolist() == [1.0, 2.0]
 
 
@@ -154,7 +154,7 @@ def test_blocks_make_no_difference(plain: dict[str, Any], n: int, monkeypatch: p
         rule = rule_of(plain)
         state = rule.init(base)
         for tau, vector in enumerate(vectors):
-            state, _ = rule.accumulate(state, update_of(*vector.tolist(), n_samples=tau + 2), tau)
+            state, _ = rule.accumulate(state, update_of(*vector.tolist(), n_samples=tau + 2), Arrival(tau))
         return rule.commit(state).weights_P
 
     whole = final()

@@ -197,7 +197,6 @@ class Bench:
             versions=versions,
             rule=rule,
             state=rule.init(np.linspace(0.0, 0.4, N_PARAMETERS, dtype=np.float32)),
-            publish=aggregation.published,
             evaluations=Evaluations(config.evaluation, config.stop.target, supply, rows, self.clock, self.has_tests),
             recorder=rows,
             clock=self.clock,

@@ -78,9 +78,7 @@ def test_the_first_stop_counts(bench: Any, config: Any) -> None:
 
 @pytest.mark.parametrize("n_workers", [1, 3])
 @pytest.mark.parametrize("policy", POLICIES, ids=POLICY_NAMES)
-def test_interrupted_runs_leave_a_prefix(
-    bench: Any, config: Any, policy: dict[str, Any], n_workers: int
-) -> None:
+def test_interrupted_runs_leave_a_prefix(bench: Any, config: Any, policy: dict[str, Any], n_workers: int) -> None:
     # The clock goes on by 0.1 ms whenever someone looks: the same run takes the same time again.
     whole = bench(n_workers=n_workers).run(config(schedule=policy, devices=LOSSY, stop={"updates": 120}))
     seen = set()

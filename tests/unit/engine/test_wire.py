@@ -39,7 +39,8 @@ def in_a_buffer(data: wire.Bytes, size: int) -> wire.Bytes:
 
 
 TASKS = st.lists(
-    st.tuples(*[NUMBERS] * 6, FLOATS).map(lambda t: Task(*t, NAN, NAN, NAN, NAN, NAN, NAN, False, True)), max_size=6  # type: ignore[call-arg]
+    st.tuples(*[NUMBERS] * 6, FLOATS).map(lambda t: Task(*t, NAN, NAN, NAN, NAN, NAN, NAN, False, True)),
+    max_size=6,  # type: ignore[call-arg]
 )
 
 

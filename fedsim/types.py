@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Targets = Literal["classes", "values", "survival"]  # what the samples of a data set are labelled with
 
 
 class Outcome(IntEnum):
@@ -110,7 +111,10 @@ class Feedback(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Samples of one client: `x` float32 (N, *features); `y` int64 (N,) for classes, float32 (N, K) for targets."""
+    """Samples of one client: `x` float32 (N, *features); `y` int64 (N,) for classes, float32 (N, K) for values.
+
+    For survival, `y` is float32 (N, 2): the time, and 1 for an event at it or 0 for the end of observation.
+    """
 
     x: Float32
     y: NDArray[Any]

@@ -78,6 +78,7 @@ from fedsim.config.schedule import (
 from fedsim.config.training import (
     AdamOptimizer,
     DecayConfig,
+    LossKind,
     ObjectiveConfig,
     OptimizerConfig,
     PlainObjective,
@@ -124,6 +125,7 @@ __all__ = [
     "LinkConfig",
     "LogisticModel",
     "LognormalLaw",
+    "LossKind",
     "MemoryConfig",
     "MlpModel",
     "ModelConfig",

@@ -28,9 +28,9 @@ class EvaluationConfig(Section):
 
 
 class TargetConfig(Section):
-    """Stop once the mean of a metric over the evaluated test sets reaches `value`."""
+    """Stop once the mean of a metric over the evaluated test sets reaches `value`; the loss decides what there is."""
 
-    metric: Literal["accuracy", "loss"] = "accuracy"
+    metric: Literal["accuracy", "loss", "mse", "mae", "concordance"] = "accuracy"
     value: Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -56,11 +56,15 @@ class ProximalObjective(Section):
 ObjectiveConfig = Annotated[PlainObjective | ProximalObjective, Field(discriminator="kind")]
 
 
+LossKind = Literal["auto", "cross-entropy", "binary-cross-entropy", "mse", "cox"]
+
+
 class TrainingConfig(Section):
     """Local training. Exactly one of `epochs` and `steps`.
 
     `order` says where batches come from: `task` shuffles anew for each task, `continued` goes on through one
-    permutation of the client's samples across tasks, reshuffled when used up; `sequential` never shuffles.
+    permutation of the client's samples across tasks, reshuffled when used up; `sequential` never shuffles. `loss: auto`
+    is what the data's targets ask for.
     """
 
     optimizer: OptimizerConfig
@@ -69,6 +73,7 @@ class TrainingConfig(Section):
     steps: Annotated[int, Field(ge=1, le=2**31)] | None = None
     order: Literal["task", "continued", "sequential"] = "task"
     objective: ObjectiveConfig = PlainObjective(kind="plain")
+    loss: LossKind = "auto"
     clip_norm: Positive | None = None
     decay: DecayConfig | None = None
     path: Literal["auto", "loop", "stacked", "fused"] = "auto"

@@ -13,6 +13,7 @@ from fedsim.config import EvaluationConfig, TargetConfig
 from fedsim.engine.supply import Supply
 from fedsim.types import EvaluationRow
 
+_FALLING = ("loss", "mse", "mae")  # metrics of which less is better
 _MOST_OUTSTANDING = 32  # each keeps a version alive
 
 
@@ -114,4 +115,4 @@ class Evaluations:
     def _reaches(self, means: dict[str, float]) -> bool:
         assert self._target is not None
         value = means[self._target.metric]
-        return value <= self._target.value if self._target.metric == "loss" else value >= self._target.value
+        return value <= self._target.value if self._target.metric in _FALLING else value >= self._target.value

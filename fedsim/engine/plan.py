@@ -7,6 +7,7 @@ Every rank makes the same plan from the same configuration; rank zero's is the o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ class Plan:
     training_path: str
     group_size: int
     path_reason: str
+    metric_names: tuple[str, ...]
     bounds: Bounds
     has_tests: bool
 
@@ -185,12 +187,16 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         DataError: the data cannot be used.
     """
     from fedsim.training.choice import choose_path  # loads torch
+    from fedsim.training.objectives import loss_kind, loss_of
 
     people = population.build(config, base_dir)
     members = _members(config, people)
     n_eligible = people.n_clients if members is None else int(members.size)
     _check_schedule(config, n_eligible)
-    module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed)
+    loss = loss_of(config, people)
+    _check_target(config, loss.metric_names)
+    kind = loss_kind(config, people)
+    module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed, kind)
     layout = Layout.of(module)
     rule = aggregation.build(config.aggregation, _facts(config, people, members, layout))
     n_bytes = 4 * layout.n_parameters
@@ -198,7 +204,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     if config.clock == "virtual":
         devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_bytes, n_bytes)
         _check_time(config, devices)
-    path, group_size, reason = choose_path(config, module, people.sample_shape, people.n_classes)
+    path, group_size, reason = choose_path(config, module, people.sample_shape, loss)
     return Plan(
         config=config,
         base_dir=base_dir,
@@ -213,6 +219,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         training_path=path,
         group_size=group_size,
         path_reason=reason,
+        metric_names=loss.metric_names,
         bounds=_bounds(config, n_bytes, group_size),
         has_tests=_has_tests(config, people),
     )
@@ -299,6 +306,15 @@ def _check_time(config: RunConfig, devices: Devices) -> None:
     if only_virtual and devices.mean_task_s(1, 1) == 0.0 and config.schedule.policy != "window":
         raise ConfigError(
             "stop.virtual_s is never reached: a task takes no virtual time (devices.compute, latency, bytes_per_s)"
+        )
+
+
+def _check_target(config: RunConfig, metric_names: Sequence[str]) -> None:
+    """A target is on something that the task's loss measures."""
+    target = config.stop.target
+    if target is not None and target.metric not in ("loss", *metric_names):
+        raise ConfigError(
+            f"stop.target.metric: {target.metric} is not measured; allowed: {', '.join(metric_names)}, loss"
         )
 
 

@@ -229,28 +229,21 @@ def _on_all_ranks(
 
     channels = Channels.open(caller.world.comm)
     if caller.world.rank == 0:
-        transport = MpiTransport(channels, made.layout.n_parameters, _metric_names())
+        transport = MpiTransport(channels, made.layout.n_parameters, made.metric_names)
         return _serve(made, record, folder, caller, recorded, transport, clock)
     worker = _worker(made, here, caller.world.rank - 1, caller.world.rank, clock)
     WorkerChannel(channels, worker, made.layout.n_parameters, clock).serve()
     return None
 
 
-def _metric_names() -> tuple[str, ...]:
-    from fedsim.training.evaluate import Evaluator
-
-    return Evaluator.metric_names
-
-
 def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], float]) -> Worker:
-    from fedsim import models, training
+    from fedsim import training
     from fedsim.training.evaluate import Evaluator
-    from fedsim.training.objectives import task_loss
+    from fedsim.training.objectives import loss_of
     from fedsim.training.shards import ShardCache
 
     config = made.config
-    loss = task_loss(models.n_outputs(config.model, made.population.n_classes))
-    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss)
+    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss_of(config, made.population))
     trainer = training.build(
         config,
         made.population,
@@ -355,7 +348,7 @@ def _record_plan(made: Plan) -> Any:
     named = tuple(people.client_name(client) for client in range(n_named))
     plain = tuple(map(str, range(n_named)))
     scalars = [scalar_column(name, f"{name}, told by rule {made.rule.name}") for name in made.rule.scalar_names]
-    metrics = [scalar_column(name, f"{name} over the test samples") for name in _metric_names()]
+    metrics = [scalar_column(name, f"{name} over the test samples") for name in made.metric_names]
     return RecordPlan(
         n_parameters=layout.n_parameters,
         layout=tuple(zip(layout.names, layout.shapes, layout.offsets, strict=True)),

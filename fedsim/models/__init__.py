@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsim.config import CnnModel, LogisticModel, MlpModel, ModelConfig
+from fedsim.config import CnnModel, LogisticModel, LossKind, MlpModel, ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
 
-def n_outputs(config: ModelConfig, n_classes: int) -> int:
-    """How many values a model gives for a sample: 1 (a logit) for a logistic model of two classes, else one a class."""
-    return 1 if isinstance(config, LogisticModel) and n_classes == 2 else n_classes
+def n_outputs(config: ModelConfig, n_classes: int, loss: LossKind = "auto") -> int:
+    """How many values a model gives for a sample: one a class, or 1 (a logit) for a logistic model of two classes.
+
+    Binary cross-entropy asks for a logit of any model. For values and survival `n_classes` counts the values.
+    """
+    is_logit = loss == "auto" and isinstance(config, LogisticModel) and n_classes == 2
+    return 1 if is_logit or loss == "binary-cross-entropy" else n_classes
 
 
-def build(config: ModelConfig, sample_shape: tuple[int, ...], n_classes: int) -> torch.nn.Module:
+def build(
+    config: ModelConfig, sample_shape: tuple[int, ...], n_classes: int, loss: LossKind = "auto"
+) -> torch.nn.Module:
     """A new module, on the CPU, that maps float32 (B, *sample_shape) to (B, n_outputs).
 
     Its weights are drawn from torch's global generator, as torch's constructors do: see `build_initial`.
@@ -27,7 +33,7 @@ def build(config: ModelConfig, sample_shape: tuple[int, ...], n_classes: int) ->
     """
     from fedsim.models import networks
 
-    outputs = n_outputs(config, n_classes)
+    outputs = n_outputs(config, n_classes, loss)
     match config:
         case LogisticModel():
             return networks.perceptron(sample_shape, [], outputs)
@@ -37,10 +43,12 @@ def build(config: ModelConfig, sample_shape: tuple[int, ...], n_classes: int) ->
             return networks.convolutional(sample_shape, channels, kernel, outputs)
 
 
-def build_initial(config: ModelConfig, sample_shape: tuple[int, ...], n_classes: int, seed: int) -> torch.nn.Module:
+def build_initial(
+    config: ModelConfig, sample_shape: tuple[int, ...], n_classes: int, seed: int, loss: LossKind = "auto"
+) -> torch.nn.Module:
     """The model of version 0: what `build` gives after `torch.manual_seed(seed)`, whose effect ends here."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(config, sample_shape, n_classes)
+        return build(config, sample_shape, n_classes, loss)

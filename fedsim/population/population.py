@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import DataError, nearest
 from fedsim.population.partition import Partition
-from fedsim.types import Float32, Int64, Shard
+from fedsim.types import Float32, Int64, Shard, Targets
 
 
 class Population(ABC):
@@ -28,7 +28,8 @@ class Population(ABC):
 
     n_clients: int
     sample_shape: tuple[int, ...]  # of one x
-    n_classes: int
+    n_classes: int  # for values, how many a sample has; 1 for survival
+    targets: Targets = "classes"
 
     @abstractmethod
     def n_samples(self, clients: Int64) -> Int64:
@@ -36,7 +37,7 @@ class Population(ABC):
 
     @abstractmethod
     def shard(self, client: int) -> Shard:
-        """Training data of one client: x float32 (N, *sample_shape), C-contiguous; y int64 (N,).
+        """Training data of one client: x float32 (N, *sample_shape), C-contiguous; y as `Shard` says of `targets`.
 
         Raises DataError for a file whose values are not usable.
         """

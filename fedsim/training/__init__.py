@@ -68,8 +68,9 @@ def build(
     Raises ConfigError if the path that is asked for cannot take the module.
     """
     from fedsim.training.choice import choose_path
+    from fedsim.training.objectives import loss_of
 
-    choice = choose_path(config, module, population.sample_shape, population.n_classes, has_linear)
+    choice = choose_path(config, module, population.sample_shape, loss_of(config, population), has_linear)
     if choice.path == "loop":
         from fedsim.training.loop import LoopTrainer
 

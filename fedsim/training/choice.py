@@ -16,11 +16,10 @@ import torch
 from fedsim.config import AdamOptimizer, ProximalObjective, RunConfig, TrainingConfig
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
-from fedsim.models import n_outputs
 from fedsim.training.fused import machine, program
 from fedsim.training.fused.graph import Node, UnsupportedError
 from fedsim.training.fused.memory import padded
-from fedsim.training.objectives import TaskLoss, task_loss
+from fedsim.training.objectives import TaskLoss
 
 CACHE_BYTES = 4 << 20  # of a core, with its share of what cores share: the measure for groups, not the machine's own
 STACKED_LEAST = 16  # clients in the cache from which on torch.func is faster than the loop
@@ -40,7 +39,7 @@ def choose_path(
     config: RunConfig,
     module: torch.nn.Module,
     sample_shape: tuple[int, ...],
-    n_classes: int,
+    loss: TaskLoss,
     has_linear: bool = False,
 ) -> Choice:
     """The path that `training.path` asks for, or for `auto` the first of fused, stacked and loop that takes the module.
@@ -50,7 +49,6 @@ def choose_path(
     Raises ConfigError if the path asked for cannot take it, naming the layer.
     """
     training = config.training
-    loss = task_loss(n_outputs(config.model, n_classes))
     refusals: list[str] = []
     for path in ("fused", "stacked"):
         if training.path not in ("auto", path):

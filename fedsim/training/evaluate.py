@@ -5,35 +5,21 @@ Shapes: `P` parameters, `B` batch, `N` samples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedsim.config import RunConfig
-from fedsim.models import n_outputs
-from fedsim.training.objectives import TaskLoss, task_loss
+from fedsim.training.objectives import TaskLoss, loss_of
 from fedsim.training.shards import DeviceShard, ShardCache
+from fedsim.training.tallies import Tally
 from fedsim.training.weights import Weights
 from fedsim.types import EvaluationRow, Float32, Shard
 
 if TYPE_CHECKING:
     from fedsim.population.population import Population
-
-
-class Sums(NamedTuple):
-    """Sums over samples: how many, their losses (float64) and how many were classified rightly."""
-
-    n_samples: int
-    loss: float
-    n_correct: int
-
-    def row(self, client: int) -> EvaluationRow:
-        """The means, as the row of `client`; NaN where there are no samples."""
-        n = self.n_samples or math.nan
-        return EvaluationRow(client, self.n_samples, self.loss / n, {"accuracy": self.n_correct / n})
 
 
 def _nothing() -> None:
@@ -46,25 +32,20 @@ def score(
     shard: DeviceShard,
     batch_size: int,
     progress: Callable[[], None] = _nothing,
-) -> Sums:
-    """The sums over a shard, in batches gathered as in training; the module is left in evaluation mode."""
+) -> Tally:
+    """The tally of a shard, in batches gathered as in training; the module is left in evaluation mode."""
     module.eval()
-    zero = torch.zeros((), dtype=torch.float64, device=shard.x.device)
-    total, n_correct = zero, zero
+    tally = loss.tally(shard.x.device)
     with torch.inference_mode():
         for rows_B in torch.split(torch.arange(shard.n_samples, device=shard.x.device), batch_size):
-            targets = shard.y.index_select(0, rows_B)
-            outputs = module(shard.x.index_select(0, rows_B))
-            total = total + loss.each(outputs, targets).sum(dtype=torch.float64)
-            n_correct = n_correct + loss.correct(outputs, targets).sum()
+            tally.add(module(shard.x.index_select(0, rows_B)), shard.y.index_select(0, rows_B))
             progress()
-    return Sums(shard.n_samples, total.item(), int(n_correct.item()))
+    return tally
 
 
 def mean_loss(module: torch.nn.Module, loss: TaskLoss, shard: DeviceShard, batch_size: int) -> float:
-    """The mean loss over a shard, summed in float64."""
-    sums = score(module, loss, shard, batch_size)
-    return sums.loss / sums.n_samples
+    """The loss of a whole shard, in float64."""
+    return score(module, loss, shard, batch_size).values()[0]
 
 
 class Evaluator:
@@ -74,8 +55,6 @@ class Evaluator:
     one, as client -1. Without, only row -1 is there: the central test set, or else all clients' test sets pooled.
     `module` is copied; `shards` is a cache to share with a trainer.
     """
-
-    metric_names: tuple[str, ...] = ("accuracy",)
 
     def __init__(
         self,
@@ -87,7 +66,8 @@ class Evaluator:
     ) -> None:
         self._population = population
         self._evaluation = config.evaluation
-        self._loss = task_loss(n_outputs(config.model, population.n_classes))
+        self._loss = loss_of(config, population)
+        self.metric_names = self._loss.metric_names
         self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
         self._weights = Weights(module, device)
         self._has_central: bool | None = None  # unknown until asked for: the test set may be large
@@ -102,12 +82,12 @@ class Evaluator:
         clients = [int(client) for client in self._population.test_clients()]
         if not self._evaluation.clients:
             return central or self._pooled(clients, progress)
-        return [self._score_client(client, progress).row(client) for client in clients] + central
+        return [self._row(client, self._score_client(client, progress)) for client in clients] + central
 
     def _central(self, progress: Callable[[], None]) -> list[EvaluationRow]:
         if self._has_central is None:
             self._has_central = self._population.central_test() is not None
-        return [self._score("central", self._central_shard, progress).row(-1)] if self._has_central else []
+        return [self._row(-1, self._score("central", self._central_shard, progress))] if self._has_central else []
 
     def _central_shard(self) -> Shard:
         shard = self._population.central_test()
@@ -115,13 +95,17 @@ class Evaluator:
         return shard
 
     def _pooled(self, clients: Sequence[int], progress: Callable[[], None]) -> list[EvaluationRow]:
-        sums = [self._score_client(client, progress) for client in clients]
-        columns = zip(*sums, strict=True)
-        return [Sums(*(sum(column) for column in columns)).row(-1)] if sums else []
+        pooled = self._loss.tally(torch.device("cpu"))
+        pooled.merge([self._score_client(client, progress) for client in clients])
+        return [self._row(-1, pooled)] if clients else []
 
-    def _score_client(self, client: int, progress: Callable[[], None]) -> Sums:
+    def _row(self, client: int, tally: Tally) -> EvaluationRow:
+        loss, *metrics = tally.values()
+        return EvaluationRow(client, tally.n_samples, loss, dict(zip(self.metric_names, metrics, strict=True)))
+
+    def _score_client(self, client: int, progress: Callable[[], None]) -> Tally:
         return self._score(("test", client), partial(self._population.test_shard, client), progress)
 
-    def _score(self, key: object, make: Callable[[], Shard], progress: Callable[[], None]) -> Sums:
+    def _score(self, key: object, make: Callable[[], Shard], progress: Callable[[], None]) -> Tally:
         shard = self._shards.get(key, make)
         return score(self._weights.module, self._loss, shard, self._evaluation.batch_size, progress)

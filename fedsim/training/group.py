@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
-from fedsim.models import n_outputs
 from fedsim.training import Payload, objectives
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
@@ -88,7 +87,7 @@ class GroupTrainer:
         self._worker = worker
         self._clock = clock
         self._progress_due_s = -math.inf
-        self._loss = objectives.task_loss(n_outputs(config.model, population.n_classes))
+        self._loss = objectives.loss_of(config, population)
         self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
         self._machine = make_machine(self._loss, self.group_size)
         self._full = Weights(module, device) if config.record.losses == "full" else None

@@ -25,7 +25,11 @@ _ROW = 16  # samples start on 64-byte boundaries
 
 
 class GroupBatches:
-    """Memory for a block of steps, samples padded with zeros; `n_valid_GK` says how many of each batch are real."""
+    """Memory for a block of steps; `n_valid_GK` says how many samples of each batch are real.
+
+    The others are zeros, and their targets `padding`, which has a target's type and shape. `targets_GKB` has the axes
+    of that shape behind its own.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,7 @@ class GroupBatches:
         n_batch: int,
         n_features: int,
         dtype: torch.dtype,
-        targets: torch.dtype,
+        padding: torch.Tensor,
         device: torch.device,
     ) -> None:
         stride = -(-n_features // _ROW) * _ROW
@@ -42,13 +46,14 @@ class GroupBatches:
         self.n_batch = n_batch
         shape = (n_slots, self.n_steps, n_batch)
         self.x_GKBF = torch.zeros((*shape, stride), dtype=dtype, device=device)
-        self.targets_GKB = torch.zeros(shape, dtype=targets, device=device)
+        self.padding = padding.to(device)
+        self.targets_GKB = self.padding.expand(*shape, *padding.shape).clone()
         self.scale_GKB = torch.zeros(shape, dtype=dtype, device=device)
         self.pieces_GKB = torch.zeros(shape, dtype=dtype, device=device)
         self.n_valid_GK: Int64 = np.zeros(shape[:2], dtype=np.int64)
         rows = (n_slots, self.n_steps * n_batch)
         self.x_rows = list(self.x_GKBF.view(*rows, stride)[:, :, :n_features])
-        self.target_rows = list(self.targets_GKB.view(rows))
+        self.target_rows = list(self.targets_GKB.view(*rows, *padding.shape))
         self.is_on_host = device.type == "cpu"
         if self.is_on_host:
             self.x_arrays = [rows_NF.numpy() for rows_NF in self.x_rows]
@@ -139,7 +144,7 @@ def _gather(batches: GroupBatches, slot: int, shard: DeviceShard, rows: Int64, f
         batches.target_rows[slot][first:stop] = shard.y.index_select(0, chosen)
     if stop < end:
         batches.x_rows[slot][stop:end] = 0
-        batches.target_rows[slot][stop:end] = 0
+        batches.target_rows[slot][stop:end] = batches.padding
 
 
 def _take(values: NDArray[np.generic], rows: Int64, out: NDArray[np.generic]) -> None:

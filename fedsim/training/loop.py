@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
-from fedsim.models import n_outputs
 from fedsim.training import Payload, noise, objectives, optimizers
 from fedsim.training.batches import passes
 from fedsim.training.evaluate import mean_loss
@@ -59,7 +58,7 @@ class LoopTrainer:
         self._worker = worker
         self._clock = clock
         self._progress_due_s = -math.inf
-        self._loss = objectives.task_loss(n_outputs(config.model, population.n_classes))
+        self._loss = objectives.loss_of(config, population)
         self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
         self._weights = Weights(module, device)
         self._finisher = Finisher(payload)

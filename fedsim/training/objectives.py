@@ -1,12 +1,14 @@
 """What a client minimises: the loss of its samples, and what an objective adds to the gradient.
 
-Shapes: `B` batch, `K` outputs of the model for a sample.
+A loss need not be a sum over samples: Cox's compares those of a batch. It only has to be a mean of parts, one a sample,
+that padding leaves alone. Shapes: `N` samples, `B` batch, `K` outputs of the model for a sample.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,29 +16,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.config import ObjectiveConfig
+from fedsim.config import LossKind, ObjectiveConfig, RunConfig
+from fedsim.errors import ConfigError
+from fedsim.models import n_outputs
+from fedsim.training.tallies import Means, Survival, Tally
+from fedsim.types import Targets
+
+if TYPE_CHECKING:
+    from fedsim.population.population import Population
 
 
 class TaskLoss(Protocol):
-    """The loss of labelled samples, and the label that a model's outputs mean."""
+    """The loss of samples with targets, and what is measured beside it.
 
-    def targets(self, y: NDArray[np.int64]) -> Tensor:
-        """Labels, int64 (N,), in the form in which the loss takes them: (N,), on the CPU."""
+    `padding` is the target of a sample that is none, with the type and shape of any target: it fills short batches.
+    """
+
+    metric_names: tuple[str, ...]
+    padding: Tensor
+
+    def targets(self, y: NDArray[Any]) -> Tensor:
+        """A shard's `y` in the form in which the loss takes it: (N, *padding.shape), on the CPU."""
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch, a differentiable scalar: outputs (B, K), targets (B,)."""
+        """Loss of a batch, a differentiable scalar: outputs (B, K), targets (B, ...)."""
 
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample of a batch: float32 (B,)."""
+        """What each sample of a batch adds to it: float32 (B,), whose mean over samples is `mean`.
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Whether each sample of a batch is classified rightly: bool (B,)."""
+        Samples whose target is `padding` change nothing of the others' parts.
+        """
+
+    def tally(self, device: torch.device) -> Tally:
+        """An empty tally of outputs and targets on a device."""
 
 
 class CrossEntropy:
     """Softmax cross-entropy over one output a class; the predicted class is the first largest output."""
 
-    def targets(self, y: NDArray[np.int64]) -> Tensor:
+    metric_names: tuple[str, ...] = ("accuracy",)
+    padding = torch.tensor(0)
+
+    def targets(self, y: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(y, dtype=np.int64))
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -45,14 +66,17 @@ class CrossEntropy:
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(outputs, targets, reduction="none")
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.argmax(1) == targets
+    def tally(self, device: torch.device) -> Tally:
+        return Means(lambda outputs, targets: (self.each(outputs, targets), outputs.argmax(1) == targets), device)
 
 
 class BinaryCrossEntropy:
     """Binary cross-entropy of one logit; class 1 is predicted where its sigmoid is above one half."""
 
-    def targets(self, y: NDArray[np.int64]) -> Tensor:
+    metric_names: tuple[str, ...] = ("accuracy",)
+    padding = torch.tensor(0.0)
+
+    def targets(self, y: NDArray[Any]) -> Tensor:
         return torch.from_numpy(y.astype(np.float32))
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -61,13 +85,111 @@ class BinaryCrossEntropy:
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs.squeeze(1), targets, reduction="none")
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def tally(self, device: torch.device) -> Tally:
+        return Means(lambda outputs, targets: (self.each(outputs, targets), self._correct(outputs, targets)), device)
+
+    def _correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (torch.sigmoid(outputs.squeeze(1)) > 0.5) == (targets > 0.5)
 
 
-def task_loss(n_outputs: int) -> TaskLoss:
-    """The loss of a classifier with `n_outputs`: binary cross-entropy for a single logit, else cross-entropy."""
+class MeanSquaredError:
+    """Squared error of values, the mean over a sample's `n_outputs` values; measured with it: the absolute error."""
+
+    metric_names: tuple[str, ...] = ("mse", "mae")
+
+    def __init__(self, n_outputs: int) -> None:
+        self.padding = torch.zeros(n_outputs)
+
+    def targets(self, y: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(y, dtype=np.float32).reshape(len(y), -1))
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(outputs, targets)
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(1)
+
+    def tally(self, device: torch.device) -> Tally:
+        return Means(self._errors, device)
+
+    def _errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        squares = self.each(outputs, targets)
+        return squares, squares, (outputs - targets).abs().mean(1)
+
+
+class Cox:
+    """Cox's negative log partial likelihood of one output a sample, the log of its risk; targets are (time, event).
+
+    Sample i of a batch adds event_i (log sum_j exp(risk_j) - risk_i), over all j of the batch with time_j >= time_i;
+    the loss is the mean over all samples, censored ones (event 0) included. Samples of one time are at risk for each
+    other (Breslow 1974), so that the order of a batch does not matter. A set is scored as one batch, not by batches.
+    Reference: Cox, "Regression models and life-tables", J. R. Stat. Soc. B 34 (1972), as in FLamby's Fed-TCGA-BRCA,
+    where of samples with one time only those that come earlier in the batch are at risk.
+    """
+
+    metric_names: tuple[str, ...] = ("concordance",)
+    padding = torch.tensor([-math.inf, 0.0])  # no event, and over before any other's
+
+    def targets(self, y: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(y, dtype=np.float32))
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.each(outputs, targets).mean()
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        risk_B, time_B, event_B = outputs.squeeze(1), targets[:, 0], targets[:, 1]
+        is_at_risk_BB = time_B >= time_B.unsqueeze(1)
+        log_sum_B = torch.where(is_at_risk_BB, risk_B, -math.inf).logsumexp(1)
+        return event_B * (log_sum_B - risk_B)
+
+    def tally(self, device: torch.device) -> Tally:
+        return Survival()
+
+
+_TARGETS: dict[LossKind, Targets] = {
+    "cross-entropy": "classes",
+    "binary-cross-entropy": "classes",
+    "mse": "values",
+    "cox": "survival",
+}
+_OF_TARGETS: dict[Targets, LossKind] = {"classes": "auto", "values": "mse", "survival": "cox"}
+
+
+def loss_kind(config: RunConfig, population: Population) -> LossKind:
+    """The loss that `training.loss` asks for; `auto` is what it comes to for the population's targets.
+
+    For classes it stays `auto`, since the model's number of outputs decides then. Raises ConfigError for a loss that
+    cannot take the targets.
+    """
+    asked, has = config.training.loss, population.targets
+    if asked == "auto":
+        return _OF_TARGETS[has]
+    if _TARGETS[asked] != has:
+        raise ConfigError(
+            f"training.loss: {asked} takes {_TARGETS[asked]} as targets, data.dataset: {config.data.dataset} has "
+            f"{has}; use auto"
+        )
+    if asked == "binary-cross-entropy" and population.n_classes != 2:
+        raise ConfigError(f"training.loss: {asked} takes two classes, the data have {population.n_classes}; use auto")
+    return asked
+
+
+def task_loss(n_outputs: int, kind: LossKind = "auto") -> TaskLoss:
+    """The loss of a model with `n_outputs`; for classes, binary cross-entropy of a single logit, else cross-entropy."""
+    if kind == "mse":
+        return MeanSquaredError(n_outputs)
+    if kind == "cox":
+        return Cox()
     return BinaryCrossEntropy() if n_outputs == 1 else CrossEntropy()
+
+
+def loss_of(config: RunConfig, population: Population) -> TaskLoss:
+    """The task loss of a run. Raises ConfigError for one that cannot take the population's targets or the model."""
+    kind = loss_kind(config, population)
+    n = n_outputs(config.model, population.n_classes, kind)
+    if kind == "cox" and n != 1:
+        raise ConfigError(f"training.loss: cox takes a model of one output, the log of the risk; this one has {n}")
+    return task_loss(n, kind)
 
 
 class Objective(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +38,8 @@ class SlabMachine:
         self.stepper = optimizers.build(training, self.weights, has_linear)
         self.carries_rate = self.stepper.carries_rate
         self.n_features = math.prod(sample_shape)
-        target_type = torch.int64 if loss.targets(np.zeros(1, np.int64)).dtype == torch.int64 else dtype
-        self.batches = GroupBatches(
-            self.n_slots, training.batch_size, self.n_features, dtype, target_type, device
-        )  # fmt: skip
+        padding = loss.padding.to(dtype) if loss.padding.is_floating_point() else loss.padding
+        self.batches = GroupBatches(self.n_slots, training.batch_size, self.n_features, dtype, padding, device)
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:

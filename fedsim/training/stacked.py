@@ -171,7 +171,7 @@ def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> N
     if len(every) > len(list(module.parameters())):
         raise UnsupportedError("two layers share a parameter")
     parameters = {name: p.detach().expand(2, *p.shape) for name, p in module.named_parameters()}
-    x, y = torch.zeros((2, 2, *sample_shape)), loss.targets(np.zeros(2, np.int64)).expand(2, 2)
+    x, y = torch.zeros((2, 2, *sample_shape)), loss.padding.expand(2, 2, *loss.padding.shape)
     try:
         gradient_of(copy.deepcopy(module), loss)(parameters, x, y, torch.ones(2, 2))
     except Exception as error:  # whatever the module's code does that torch.func cannot

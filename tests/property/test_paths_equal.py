@@ -69,6 +69,19 @@ convolutional = st.tuples(
 )
 
 
+def loss_by_hand(outputs: torch.Tensor, y: torch.Tensor, kind: str) -> torch.Tensor:
+    """The loss of a batch, by torch's own functions or, for Cox, event by event."""
+    if kind == "mse":
+        return functional.mse_loss(outputs, y)
+    if kind == "cox":
+        risk, (times, events) = outputs[:, 0], y.T
+        parts = [event * (risk[times >= t].logsumexp(0) - r) for r, t, event in zip(risk, times, events, strict=True)]
+        return torch.stack(parts).sum() / len(y)
+    if outputs.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype))
+    return functional.cross_entropy(outputs, y)
+
+
 def reference(
     module: nn.Module,
     base_P: Any,
@@ -94,11 +107,7 @@ def reference(
         for rows in torch.from_numpy(order).split(training.batch_size):
             x, y = torch.from_numpy(shard.x)[rows].to(dtype), torch.from_numpy(shard.y)[rows]
             stepper.zero_grad()
-            outputs = module(x)
-            if outputs.shape[1] == 1:
-                loss = functional.binary_cross_entropy_with_logits(outputs[:, 0], y.to(dtype))
-            else:
-                loss = functional.cross_entropy(outputs, y)
+            loss = loss_by_hand(module(x), y if y.dtype == torch.int64 else y.to(dtype), training.loss)
             torch.autograd.backward(loss)
             losses.append(loss.item())
             mu = getattr(training.objective, "mu", 0.0)
@@ -138,10 +147,11 @@ def compare(
     bases = [base_P, base_P * np.float32(0.9)]
     rate = config.training.optimizer.learning_rate
     tasks = [
-        make["task"](config, i, s.y.size, task=20 + i, base_version=i % 2, learning_rate=rate * (1 - 0.2 * (i % 2)))
+        make["task"](config, i, len(s.y), task=20 + i, base_version=i % 2, learning_rate=rate * (1 - 0.2 * (i % 2)))
         for i, s in enumerate(shards)
     ]
     population = make["population"](shards, n_classes)
+    population.targets = {"mse": "values", "cox": "survival"}.get(config.training.loss, "classes")
     group_size = len(shards) - 1  # so that there are two groups, the second of one task
 
     def machine(loss: Any, n_slots: int) -> Any:
@@ -268,3 +278,53 @@ def test_every_layer(
     # In float32, what a normalisation cancels leaves rounding errors, which Adam makes as large as any gradient.
     tolerance = TOLERANCE[dtype] if dtype is torch.float64 or name == "residual" else 1e-3
     compare(make, path, module, config, shards, 5, lambda p, rate: build(p, lr=rate, **settings), dtype, tolerance)
+
+
+def survival(n: int, rng: np.random.Generator) -> Any:
+    """Times, some of them equal and some zero, and events."""
+    return np.stack([np.floor(rng.exponential(5.0, n)), rng.random(n) < 0.6], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("path", MACHINES)
+@pytest.mark.parametrize("loss", ["mse", "cox"])
+@SETTINGS
+@given(
+    width=widths,
+    n_values=st.integers(1, 20),
+    hidden=st.lists(widths, max_size=1),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    extras=st.sampled_from(EXTRAS),
+    batch_size=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_losses_that_are_not_of_classes(
+    make: dict[str, Make],
+    loss: str,
+    path: str,
+    dtype: torch.dtype,
+    width: int,
+    n_values: int,
+    hidden: list[int],
+    optimizer: Any,
+    extras: dict[str, Any],
+    batch_size: int,
+    seed: int,
+) -> None:
+    section, build = optimizer
+    section = section | {"learning_rate": 0.02 if "adam" in section["kind"] else 0.1}
+    kind = {"kind": "mlp", "hidden": hidden} if hidden else {"kind": "logistic"}
+    options = {"optimizer": section, "batch_size": batch_size, "loss": loss}
+    config = make["config"](model=kind, training=options | extras)
+    rng = np.random.default_rng(seed)
+    n_values = 1 if loss == "cox" else n_values
+    shards = []
+    for n in (7, 12, 3, 25):
+        y = survival(n, rng) if loss == "cox" else rng.standard_normal((n, n_values), dtype=np.float32)
+        shards.append(Shard(rng.standard_normal((n, width), dtype=np.float32), y))
+    module = models.build_initial(config.model, (width,), n_values, seed, loss)
+    settings = {k: v for k, v in section.items() if k not in ("kind", "learning_rate")}
+    compare(
+        make, path, module, config, shards, n_values, lambda p, rate: build(p, lr=rate, **settings), dtype,
+        TOLERANCE[dtype],
+    )  # fmt: skip

@@ -1,7 +1,8 @@
 """Losses of stacked outputs and their gradients, sample by sample.
 
 The gradient of a sample is multiplied by its scale: one over the samples of its batch, times the learning rate where
-the backward pass takes the step itself, and zero for padding. Shapes: `g` slots, `K` steps, `B` batch, `O` outputs.
+the backward pass takes the step itself, and zero for padding. Shapes: `g` slots, `K` steps, `B` batch, `O` outputs,
+`T` numbers of a target.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.training.fused.memory import padded
 from fedsim.training.fused.values import Context, Form, Value
-from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy, TaskLoss
+from fedsim.training.objectives import BinaryCrossEntropy, Cox, CrossEntropy, MeanSquaredError, TaskLoss
 from fedsim.types import Float64
 
 
 class FusedLoss(Protocol):
     """The last of the layers. `piece_gB` is what `losses` later makes each sample's loss of."""
 
-    def step(self, targets_gB1: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
+    def step(self, targets_gBT: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
         """Fills the gradient of the outputs."""
 
     @staticmethod
@@ -73,10 +75,79 @@ class FusedBinaryCrossEntropy:
         return losses
 
 
-def fused_loss(loss: TaskLoss) -> type[FusedCrossEntropy] | type[FusedBinaryCrossEntropy] | None:
+class FusedMeanSquaredError:
+    """Squared error, the mean over a sample's values; sums go over the padding, which is zero."""
+
+    def __init__(self, ctx: Context, y: Value) -> None:
+        assert y.m.is_flat and y.form is Form.ROWS
+        self._m = y.m
+        self._n_values = y.shape[-1]
+        self._squares = ctx.new("squares", y.form, y.shape, needs_grad=False).m
+        self._padding = y.m.full_grad[:, :, y.shape[-1] :]
+
+    def step(self, targets_gBT: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
+        m = self._m
+        torch.sub(m.t, targets_gBT, out=m.grad)
+        self._padding.zero_()
+        torch.mul(m.flat_grad, m.flat_grad, out=self._squares.flat)
+        torch.sum(self._squares.full, 2, keepdim=True, out=piece_gB1)
+        piece_gB1.div_(self._n_values)
+        m.grad.mul_(scale_gB1 * (2.0 / self._n_values))
+
+    @staticmethod
+    def losses(pieces_gKB: Float64, targets_gKBT: Float64) -> Float64:
+        return pieces_gKB
+
+
+class FusedCox:
+    """Cox's partial likelihood; `objectives.Cox` has the formula.
+
+    Row i of `log_p` is the log softmax of the risks of those at risk at time i, so that the loss of an event is minus
+    its own entry, and the gradient of risk j is the sum over events i of scale_i p_ij, less its own scale.
+    """
+
+    def __init__(self, ctx: Context, y: Value) -> None:
+        assert y.m.is_flat and y.shape == (1,)
+        g, n = ctx.n_slots, ctx.n_batch
+        self._m = y.m
+        self._padding = y.m.full_grad[:, :, 1:]
+        row = padded(n)
+        shape, n_floats = (g, n, row), n * row
+        self._p, self._log_p = (
+            ctx.arena.take(name, g, n_floats)[: g * n_floats].view(shape) for name in ("risks", "log risks")
+        )
+        self._sums_g1J = ctx.arena.take("risk sums", g, row)[: g * row].view(g, 1, row)
+        self._n = n
+
+    def step(self, targets_gB2: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
+        m, p, log_p, n = self._m, self._p, self._log_p, self._n
+        time_gB1, event_gB1 = targets_gB2[:, :, :1], targets_gB2[:, :, 1:]
+        p.fill_(-math.inf)
+        p[:, :, :n] = torch.where(time_gB1.transpose(1, 2) >= time_gB1, m.t.transpose(1, 2), -math.inf)
+        torch.log_softmax(p, 2, out=log_p)
+        torch.softmax(p, 2, out=p)
+        own_gB1 = log_p.diagonal(dim1=1, dim2=2).unsqueeze(2)
+        torch.mul(own_gB1, event_gB1, out=piece_gB1)
+        scale_gB1 = scale_gB1 * event_gB1
+        p.mul_(scale_gB1)
+        torch.sum(p, 1, keepdim=True, out=self._sums_g1J)
+        torch.sub(self._sums_g1J[:, :, :n].transpose(1, 2), scale_gB1, out=m.grad)
+        self._padding.zero_()
+
+    @staticmethod
+    def losses(pieces_gKB: Float64, targets_gKB2: Float64) -> Float64:
+        return -pieces_gKB
+
+
+FusedLossType = type[FusedCrossEntropy] | type[FusedBinaryCrossEntropy] | type[FusedMeanSquaredError] | type[FusedCox]
+_FUSED: dict[type[TaskLoss], FusedLossType] = {
+    CrossEntropy: FusedCrossEntropy,
+    BinaryCrossEntropy: FusedBinaryCrossEntropy,
+    MeanSquaredError: FusedMeanSquaredError,
+    Cox: FusedCox,
+}
+
+
+def fused_loss(loss: TaskLoss) -> FusedLossType | None:
     """The fused form of a loss, if it has one."""
-    if isinstance(loss, CrossEntropy):
-        return FusedCrossEntropy
-    if isinstance(loss, BinaryCrossEntropy):
-        return FusedBinaryCrossEntropy
-    return None
+    return _FUSED.get(type(loss))

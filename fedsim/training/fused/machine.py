@@ -57,7 +57,7 @@ class FusedMachine(SlabMachine):
         g, batches = max(n_slots, self.min_slots), self.batches
         self._program(g).step(
             batches.x_GKBF[:g, k],
-            batches.targets_GKB[:g, k].unsqueeze(2),
+            batches.targets_GKB[:g, k].reshape(g, batches.n_batch, -1),
             batches.scale_GKB[:g, k].unsqueeze(2),
             batches.pieces_GKB[:g, k].unsqueeze(2),
         )

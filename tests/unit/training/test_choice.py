@@ -15,6 +15,7 @@ from fedsim import models, training
 from fedsim.errors import ClientError, ConfigError
 from fedsim.layout import Layout
 from fedsim.training.choice import choose_path
+from fedsim.training.objectives import task_loss
 
 Make = Callable[..., Any]
 TINY = ({"kind": "mlp", "hidden": [32]}, (64,), 10)
@@ -25,7 +26,8 @@ CNN = ({"kind": "cnn", "channels": [16, 32], "kernel": 5}, (28, 28), 62)
 def choose(make_config: Make, case: Any, **section: Any) -> tuple[str, int, str]:
     kind, shape, n_classes = case
     config = make_config(model=kind, training={"path": "auto", "batch_size": 10} | section)
-    return choose_path(config, models.build_initial(config.model, shape, n_classes, 0), shape, n_classes)
+    module = models.build_initial(config.model, shape, n_classes, 0)
+    return choose_path(config, module, shape, task_loss(models.n_outputs(config.model, n_classes)))
 
 
 @pytest.mark.parametrize(("case", "group_size"), [(TINY, 64), (MLP, 4), (CNN, 2)], ids=["tiny", "mlp", "cnn"])
@@ -86,11 +88,11 @@ def frozen() -> nn.Module:
 )
 def test_what_cannot_be_fused_is_named(make_config: Make, module: nn.Module, reason: str) -> None:
     config = make_config(training={"path": "auto"})
-    path, _, why = choose_path(config, module, (6,), 3)
+    path, _, why = choose_path(config, module, (6,), task_loss(3))
     assert path != "fused" and re.search(rf"not fused: ({reason})", why)
     config = make_config(training={"path": "fused"})
     with pytest.raises(ConfigError, match=rf"training\.path: fused cannot train this model: ({reason})"):
-        choose_path(config, module, (6,), 3)
+        choose_path(config, module, (6,), task_loss(3))
 
 
 @pytest.mark.parametrize("losses", ["running", "full", "none"])
@@ -177,13 +179,13 @@ def test_progress_is_called_between_steps(
 )
 def test_what_cannot_be_stacked_is_named(make_config: Make, module: nn.Module, reason: str) -> None:
     config = make_config(training={"path": "auto"})
-    assert "not stacked" in choose_path(config, module, (6,), 3).reason
+    assert "not stacked" in choose_path(config, module, (6,), task_loss(3)).reason
     with pytest.raises(ConfigError, match=rf"training\.path: stacked cannot train this model: .*({reason})"):
-        choose_path(make_config(training={"path": "stacked"}), module, (6,), 3)
+        choose_path(make_config(training={"path": "stacked"}), module, (6,), task_loss(3))
 
 
 def test_a_module_that_cannot_be_fused_is_stacked(make_config: Make) -> None:
-    path, _, why = choose_path(make_config(training={"path": "auto"}), Odd(), (6,), 3)
+    path, _, why = choose_path(make_config(training={"path": "auto"}), Odd(), (6,), task_loss(3))
     assert path == "stacked" and why.startswith("not fused: layer 'middle' (Softsign): it has no fused form; ")
 
 

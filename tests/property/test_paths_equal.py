@@ -46,8 +46,8 @@ OPTIMIZERS: list[tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]]] = 
 EXTRAS: list[dict[str, Any]] = [
     {},
     {"objective": {"kind": "proximal", "mu": 0.3}},
-    {"clip_norm": 0.05},
-    {"objective": {"kind": "proximal", "mu": 0.3}, "clip_norm": 0.5},
+    {"clip_norm": 0.5},  # much less, and float32 weights cannot tell the update from it to 1e-5
+    {"objective": {"kind": "proximal", "mu": 0.3}, "clip_norm": 1.0},
 ]
 widths = st.integers(1, 40)
 perceptrons = st.tuples(

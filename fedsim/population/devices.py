@@ -188,6 +188,38 @@ class Devices:
             return u.tolist(), v.tolist(), lost.tolist()
         return self._time.draw(u, v, None).tolist(), [], lost.tolist()
 
+    # ------------------------------------------------------------------------------------------ in columns
+
+    @property
+    def draws_by_task(self) -> bool:
+        """Whether what is drawn for a task depends on its number alone, and not on its client."""
+        return not self._time.by_client
+
+    def task_draws(self, first: int, n: int) -> tuple[Float64, NDArray[np.bool_]]:
+        """Seconds a unit of work, and whether the update gets lost, of tasks `first` and on: each of shape (n,).
+
+        Only where `draws_by_task` holds. Equal bit for bit to what `plan` draws.
+        """
+        assert self.draws_by_task
+        tasks = np.arange(first, first + n)
+        lost = np.zeros(n, np.bool_)
+        if self._loss_probability > 0.0:
+            lost = seeding.uniforms(self._seed, Purpose.LOSS, 0, tasks, 1)[:, 0] < self._loss_probability
+        if self._time.fixed is not None:
+            return np.full(n, self._time.fixed), lost
+        drawn: Float64 = self._time.draw(
+            *_columns(seeding.uniforms(self._seed, Purpose.COMPUTE_TIME, 0, tasks, 2)), None
+        )
+        return drawn, lost
+
+    def profiles(self, clients: Int64) -> tuple[Float64, Float64, Float64]:
+        """Slowness, download and upload times of clients, each of shape (C,)."""
+        return self._drawn_profiles(clients)
+
+    def units(self, n_steps: Int64, n_processed: Int64) -> Int64:
+        """Units of work in tasks of so many steps and samples processed: shape (C,)."""
+        return {"task": np.ones_like(n_steps), "step": n_steps, "sample": n_processed}[self._per]
+
     # -------------------------------------------------------------------------------------------- clients
 
     def _profile(self, client: int) -> Profile:

@@ -39,6 +39,9 @@ class FedAsync(BaseRule):
         state.n_accumulated += 1
         return state, Diagnostics(weight)
 
+    def planned_weight(self, n_samples: int, staleness: int) -> float:
+        return 0.0 if is_too_stale(staleness, self._max_staleness) else self._alpha * self._staleness(staleness)
+
     def commit(self, state: ServerState) -> ServerState:
         if state.n_accumulated:
             self._kernels.merge(state, keep=state.weight_sum, scale=1.0)

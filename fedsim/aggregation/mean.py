@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale
@@ -34,6 +36,12 @@ class MeanRule(BaseRule):
         state.weight_sum += share
         state.n_accumulated += 1
         return state, Diagnostics(weight)
+
+    def planned_weight(self, n_samples: int, staleness: int) -> float:
+        if is_too_stale(staleness, self._max_staleness):
+            return 0.0
+        share = self.share(TaskReport(0, 0, n_samples, 0, math.nan, math.nan, math.nan, 0.0))
+        return share * self.discount(staleness) if share else 0.0
 
     def commit(self, state: ServerState) -> ServerState:
         if state.n_accumulated:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from fedsim.aggregation.accumulate import Diagnostics, ServerState, fresh, published
-from fedsim.types import Float32, Task, Update
+from fedsim.types import Float32, Float64, Int64, Task, Update
 
 NO_TASK = Task(0, 0, 0, 1, 1, 0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, math.nan, False, True)
 
@@ -95,6 +97,9 @@ class Rule(Protocol):
     def commit(self, state: ServerState) -> ServerState:
         """Makes the next version of what was accumulated; the model stays as it is if nothing was."""
 
+    def planned_weight(self, n_samples: int, staleness: int) -> float:
+        """The weight that an update of so many samples enters with; NaN if that takes more than the schedule knows."""
+
     def publish(self, state: ServerState) -> Float32:
         """The version as it is sent, a new float32 vector: the weights, then `n_extras` further vectors of P values."""
 
@@ -113,3 +118,19 @@ class BaseRule:
 
     def publish(self, state: ServerState) -> Float32:
         return published(state)
+
+    def planned_weight(self, n_samples: int, staleness: int) -> float:
+        return math.nan
+
+
+def planned_weights(rule: Rule, n_samples: Int64, staleness: Int64) -> Float64:
+    """The weights (R,) of updates by their samples and staleness, both (R,): NaN where the rule cannot say beforehand.
+
+    A staleness of -1 stands for an update that was not consumed: its weight is NaN.
+    """
+    span = int(staleness.max(initial=-1)) + 2
+    keys, where = np.unique(n_samples * span + staleness + 1, return_inverse=True)
+    weights = [
+        math.nan if key % span == 0 else rule.planned_weight(key // span, key % span - 1) for key in keys.tolist()
+    ]
+    return np.array(weights, np.float64)[where]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -70,6 +70,14 @@ class RecordConfig(Section):
     losses: Literal["running", "full", "none"] = "running"
 
 
+_NO_TRAINING: dict[str, Any] = {
+    "path": "none",
+    "optimizer": {"kind": "sgd", "learning_rate": 1.0},
+    "batch_size": 1,
+    "steps": 1,
+}
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -93,15 +101,31 @@ class RunConfig(Section):
     memory: MemoryConfig = MemoryConfig()
     record: RecordConfig = RecordConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_short(cls, value: Any) -> Any:
+        """`training: none` is short for a task of one step that nobody trains."""
+        if isinstance(value, dict) and value.get("training") == "none":
+            return {**value, "training": _NO_TRAINING}
+        return value
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         self._check_partition()
+        if self.training.path == "none":
+            self._check_alone()
         if self.clock == "wall":
             self._check_wall()
         self._check_rule()
         if self.stop.target is not None and self.evaluation.every_versions is None:
             raise ValueError("stop.target reads evaluations: evaluation.every_versions must be given")
         return self
+
+    def _check_alone(self) -> None:
+        if self.clock == "wall":
+            raise ValueError("training.path none runs the schedule alone: it needs clock: virtual, got wall")
+        if self.stop.target is not None:
+            raise ValueError("stop.target reads evaluations, and with training.path none nothing is evaluated")
 
     def _check_wall(self) -> None:
         if self.stop.virtual_s is not None:

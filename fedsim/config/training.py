@@ -64,7 +64,7 @@ class TrainingConfig(Section):
 
     `order` says where batches come from: `task` shuffles anew for each task, `continued` goes on through one
     permutation of the client's samples across tasks, reshuffled when used up; `sequential` never shuffles. `loss: auto`
-    is what the data's targets ask for.
+    is what the data's targets ask for. With `path: none` nothing is trained: the schedule runs alone.
     """
 
     optimizer: OptimizerConfig
@@ -76,7 +76,7 @@ class TrainingConfig(Section):
     loss: LossKind = "auto"
     clip_norm: Positive | None = None
     decay: DecayConfig | None = None
-    path: Literal["auto", "loop", "stacked", "fused"] = "auto"
+    path: Literal["auto", "loop", "stacked", "fused", "none"] = "auto"
     group_size: Annotated[int, Field(ge=1, le=512)] | None = None
 
     @model_validator(mode="after")

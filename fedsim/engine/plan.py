@@ -29,6 +29,7 @@ from fedsim.engine.supply import Bounds
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.population.devices import Devices
+from fedsim.schedule.alone import reason_against
 from fedsim.schedule.policies import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import AlwaysThere, Domain, Selection
@@ -107,7 +108,7 @@ class Plan:
             ("model", f"{config.model.kind}: {n:,} parameters, {4 * n:,} bytes a version or update"),
             ("schedule", f"{config.schedule.policy}: {self.concurrency:,} tasks in flight at most"),
             ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}; {self._keeps_text()}"),
-            ("training", f"path {self.training_path}, groups of {self.group_size}: {self.path_reason}"),
+            ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
             ("room", self._room_text()),
@@ -170,6 +171,13 @@ class Plan:
             parts.append(f"{keeps.per_update} of float32 an update of a version")
         return f"keeps {', '.join(parts)}: {total:,} bytes"
 
+    def _training_text(self) -> str:
+        if self.training_path != "none":
+            return f"path {self.training_path}, groups of {self.group_size}: {self.path_reason}"
+        assert self.devices is not None
+        why = reason_against(self.config.schedule, self.devices)
+        return "none: the schedule alone, " + (f"event by event ({why})" if why else "compiled")
+
     def _room_text(self) -> str:
         rows, n_bytes = self.bounds, 4 * self.layout.n_parameters
         return (
@@ -204,8 +212,11 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     if config.clock == "virtual":
         devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_bytes, n_bytes)
         _check_time(config, devices)
-    path, group_size, reason = choose_path(config, module, people.sample_shape, loss)
-    return Plan(
+    if config.training.path == "none":
+        path, group_size, reason = "none", 1, "nothing is trained"
+    else:
+        path, group_size, reason = choose_path(config, module, people.sample_shape, loss)
+    made = Plan(
         config=config,
         base_dir=base_dir,
         population=people,
@@ -223,6 +234,12 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         bounds=_bounds(config, n_bytes, group_size),
         has_tests=_has_tests(config, people),
     )
+    if path == "none" and made.schedule().learns:
+        raise ConfigError(
+            "training.path none runs the schedule alone, and this schedule reads results (its selection, policy or local "
+            "steps learn from updates): choose one that does not, or train"
+        )
+    return made
 
 
 def _facts(config: RunConfig, people: population.Population, members: Int64 | None, layout: Layout) -> Facts:

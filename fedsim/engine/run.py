@@ -27,7 +27,7 @@ from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.worker import Worker
-from fedsim.errors import ConfigError, FedsimError, RecordError, StalledError
+from fedsim.errors import ConfigError, FedsimError, LaunchError, RecordError, StalledError
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
 
@@ -81,6 +81,11 @@ def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Cal
         return plan(configfile.load(path, overrides), path.resolve().parent)
 
     made, here = _prepare(make, caller.world)
+    if made.training_path == "none" and caller.world.size > 1:
+        raise LaunchError(
+            f"training.path none runs the schedule alone, in one process: got {caller.world.size} ranks; "
+            "run it without an MPI launcher"
+        )
     folder = Path("runs") / made.config.name if out is None else out
     return _on_all_ranks(made, here, folder, caller, None)
 
@@ -95,6 +100,10 @@ def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
         source = open_run(run)
         where = f"{run}: configuration in the record"
         config = configfile.from_mapping(yamltree.parse(source.config_text.encode(), where).value, where)
+        if config.training.path == "none":
+            raise RecordError(
+                f"{run}: nothing was trained in this run (training.path none): there is nothing to replay"
+            )
         base_dir = Path(str(source.attributes.get("config_folder", ".")))
         made = plan(config.model_copy(update={"stop": StopConfig(versions=2**40)}), base_dir)
         recorded.append(ReplaySchedule(History.of(source), made.work(), made.population.n_clients))
@@ -220,6 +229,8 @@ def _on_all_ranks(
 ) -> Ending | None:
     record = _claim(folder, made, here, caller)
     clock = WallClock()
+    if made.training_path == "none":
+        return _alone(made, record, folder, caller, clock)
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
@@ -289,6 +300,24 @@ def _serve(
     vitals.write(clock())
     record.close(status, _totals(made, server.pulse, clock()), server.weights())
     server.close()
+    join(folder)
+    return Ending(status, folder, error)
+
+
+def _alone(made: Plan, record: RecordWriter | None, folder: Path, caller: Caller, clock: Callable[[], float]) -> Ending:
+    """The schedule without training: one process, no workers, no model at the end."""
+    from fedsim.engine.alone import AloneRun
+    from fedsim.record.join import join
+
+    assert record is not None
+    going = AloneRun(made, record, clock, caller.stop_requested, caller.watchers)
+    status, error = "failed", None
+    try:
+        status = going.run()
+    except FedsimError as ended:
+        status, error = ("stalled" if isinstance(ended, StalledError) else "failed"), ended
+        record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
+    record.close(status, _totals(made, going.pulse, clock()), None)
     join(folder)
     return Ending(status, folder, error)
 

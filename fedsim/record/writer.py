@@ -79,6 +79,16 @@ class RecordWriter:
         if len(buffer) >= self._flush_rows:
             self._write(table)
 
+    def extend_columns(self, table: str, columns: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Takes many rows of a table at once, as its columns in order, and writes them to the disk."""
+        columns_of = self._tables[table_named(table).name].columns
+        blocks = [_column_block(column, of) for column, of in zip(columns_of, columns, strict=True)]
+        if len({block.size for block in blocks}) != 1:
+            raise ValueError(f"table {table}: columns of {sorted({block.size for block in blocks})} rows")
+        self._write(table)
+        if blocks[0].size:
+            self._put(table, blocks)
+
     def tick(self, now_s: float) -> None:
         """Flushes if `flush_s` went by since the last time it did, or since the first call."""
         if self._last_flush_s is None:
@@ -158,12 +168,16 @@ class RecordWriter:
 
     def _write(self, table: str) -> None:
         """Moves a table's buffer to the disk, a column at a time, and publishes it."""
-        file = self._open_file()
+        self._open_file()
         rows = self._buffers[table]
-        if not rows:
-            return
-        blocks = _blocks(self._tables[table], rows)
-        first, last = self._written[table], self._written[table] + len(rows)
+        if rows:
+            self._put(table, _blocks(self._tables[table], rows))
+            rows.clear()
+
+    def _put(self, table: str, blocks: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Writes equally long blocks of a table's columns behind what is there."""
+        file = self._open_file()
+        first, last = self._written[table], self._written[table] + blocks[0].size
         try:
             _take_room(file, sum(block.nbytes for block in blocks) + self._chunk_bytes[table])
             for dataset, block in zip(self._columns[table], blocks, strict=True):
@@ -173,7 +187,6 @@ class RecordWriter:
         except _HDF5_ERRORS as error:
             raise self._failed(error) from error
         self._written[table] = last
-        rows.clear()
 
     def _open_file(self) -> h5py.File:
         if self._failure:
@@ -274,6 +287,14 @@ def _blocks(table: Table, rows: list[Row]) -> list[np.ndarray[Any, Any]]:
         lengths = sorted({len(row) for row in rows})
         raise ValueError(f"table {table.name}: rows of {lengths} values, not {len(table.columns)}")
     return [_block(table, column, of) for column, of in zip(table.columns, values, strict=True)]
+
+
+def _column_block(column: Column, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array as it is stored; one of another kind is a bug of the caller."""
+    wanted = np.dtype(column.dtype)
+    if values.ndim != 1 or values.dtype.kind != wanted.kind:
+        raise ValueError(f"column {column.name}: {values.dtype} {values.shape}, not one dimension of {wanted}")
+    return values.astype(wanted)
 
 
 def _block(table: Table, column: Column, values: tuple[Any, ...]) -> np.ndarray[Any, Any]:

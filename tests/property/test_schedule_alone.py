@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from fedsim.config import DevicesConfig, ScheduleConfig, StopConfig
 from fedsim.errors import StalledError
 from fedsim.population.devices import Devices
-from fedsim.schedule import alone, compiled
+from fedsim.schedule import alone, bulk, compiled
 from fedsim.schedule.policies import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import Domain, Selection
@@ -98,7 +98,7 @@ def reference(
 
 
 def compiled_rows(
-    history: alone.ScheduleAlone,
+    history: bulk.ScheduleAlone,
 ) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
     """The same from the compiled loop, block after block."""
     tasks: list[tuple[float, ...]] = []
@@ -137,7 +137,7 @@ def test_same_history(
     members = np.flatnonzero(np.arange(n) % 3 < 2) if some else None
     federation = alone.Federation(n, members, _sizes, lambda k: k, lambda k: 2 * k, drawn)
     assert not alone.reason_against(config, drawn)
-    history = alone.ScheduleAlone(config, limits, federation, seed, n_rows=40)
+    history = bulk.ScheduleAlone(config, limits, federation, seed, n_rows=40)
     found, found_versions = compiled_rows(history)
     tasks, versions = reference(config, drawn, Domain(n, members), seed, limits)
     if tasks and math.isnan(tasks[-1][0]):  # stalled: a block that ends so is not told
@@ -150,7 +150,7 @@ def test_same_history(
 @given(st.integers(1, 700_000), st.data())
 @settings(max_examples=60, deadline=None)
 def test_the_kth_idle_position(n: int, data: st.DataObject) -> None:
-    idle = alone._all_idle(n)
+    idle = bulk._all_idle(n)
     n_busy = data.draw(st.integers(0, min(n - 1, 40)))
     near = data.draw(st.integers(0, n - 1))  # busy ones side by side, so that words and blocks fill up
     busy = sorted({(near + i) % n for i in range(n_busy)})

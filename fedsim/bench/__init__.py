@@ -122,6 +122,16 @@ def _population(options: Options, clients: int) -> int:
     return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, clients))
 
 
+@bench.command("schedule", short_help="The schedule without training, from 10^4 to 10^7 clients.")
+@_shared(updates=3_000_000, repeat=3)
+@_count("--concurrency", 256, 1, "Tasks in flight.")
+def _schedule(options: Options, concurrency: int) -> int:
+    """Run schedules without training (`training: none`): tasks a second, record included, and the process's memory."""
+    from fedsim.bench.schedule import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, concurrency))
+
+
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")
 @click.option(
     "--model", type=click.Choice(["tiny", "mlp", "cnn"]), default="tiny", show_default=True, help="What is trained."

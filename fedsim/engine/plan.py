@@ -236,8 +236,8 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     )
     if path == "none" and made.schedule().learns:
         raise ConfigError(
-            "training.path none runs the schedule alone, and this schedule reads results (its selection, policy or local "
-            "steps learn from updates): choose one that does not, or train"
+            "training.path none runs the schedule alone, and this schedule reads results (its selection, policy or "
+            "local steps learn from updates): choose one that does not, or train"
         )
     return made
 

@@ -81,11 +81,6 @@ def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Cal
         return plan(configfile.load(path, overrides), path.resolve().parent)
 
     made, here = _prepare(make, caller.world)
-    if made.training_path == "none" and caller.world.size > 1:
-        raise LaunchError(
-            f"training.path none runs the schedule alone, in one process: got {caller.world.size} ranks; "
-            "run it without an MPI launcher"
-        )
     folder = Path("runs") / made.config.name if out is None else out
     return _on_all_ranks(made, here, folder, caller, None)
 
@@ -227,6 +222,11 @@ def _new_record(folder: Path, made: Plan, here: _Here, caller: Caller) -> Record
 def _on_all_ranks(
     made: Plan, here: _Here, folder: Path, caller: Caller, recorded: ReplaySchedule | None
 ) -> Ending | None:
+    if made.training_path == "none" and caller.world.size > 1:
+        raise LaunchError(
+            f"training.path none runs the schedule alone, in one process: got {caller.world.size} ranks; "
+            "run it without an MPI launcher"
+        )
     record = _claim(folder, made, here, caller)
     clock = WallClock()
     if made.training_path == "none":

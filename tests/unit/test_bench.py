@@ -35,6 +35,7 @@ OPTIONS = {
     "parallel": [*SHARED, "--workers"],
     "memory": [*SHARED, "--workers"],
     "population": [*SHARED, "--clients"],
+    "schedule": [*SHARED, "--concurrency"],
     "training": ["--model", "--paths", "--group-size", "--repeat", "--json"],
 }
 
@@ -297,3 +298,10 @@ def test_population_in_a_tiny_setting() -> None:
     few, many = found["runs"]
     assert (few["clients"], many["clients"]) == (1000, 5000)
     assert all(run["update_ms"] > 0 and 10 * 2**20 < run["peak_bytes"] < 2**34 for run in (few, many))
+
+
+def test_schedules_without_training_are_timed() -> None:
+    found = _measured("schedule", "--updates", "3000", "--concurrency", "30")
+    assert _targets(found)["10,000,000 clients, peak"] == "at most 2"
+    assert [run["clients"] for run in found["runs"]] == [10**4, 10**5, 10**6, 10**7]
+    assert all(run["tasks_per_s"] > 0 and run["peak_bytes"] < 2**31 for run in found["runs"])

@@ -26,6 +26,7 @@ COMMANDS = {
     "watch": "fedsim.cli.watching:watch",
     "compare": "fedsim.cli.reading:compare",
     "replay": "fedsim.cli.running:replay",
+    "submit": "fedsim.cli.submitting:submit",
     "list": "fedsim.cli.planning:list_names",
     "bench": "fedsim.bench:bench",
 }

@@ -20,6 +20,20 @@ FROZEN = {
     "watch": ["RUN", ("--interval",), HELP],
     "compare": ["RUN RUN...", HELP],
     "replay": ["RUN", ("--out",), ("--quiet",), HELP],
+    "submit": [
+        "CONFIG",
+        ("--set",),
+        ("--out",),
+        ("--machine",),
+        ("--nodes",),
+        ("--ranks",),
+        ("--time",),
+        ("--account",),
+        ("--partition",),
+        ("--sbatch",),
+        ("--dry-run",),
+        HELP,
+    ],
     "list": ["[WHAT]", HELP],
     "bench": [HELP],  # a group: its commands' words are in tests/unit/test_bench.py
 }

@@ -38,6 +38,7 @@ LEVELS = {
     "record": 2,
     "engine": 3,
     "analysis": 3,
+    "jobs": 3,
     "cli": 4,
     "bench": 4,
     "__init__": 5,

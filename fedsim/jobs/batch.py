@@ -1,0 +1,103 @@
+"""The batch file of a job: text in, text out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedsim.jobs.machine import Machine
+
+_STARTS = """
+# A group of its own: what Slurm sends this script is not for the launcher. USR2 is passed on by it to every rank; they
+# write a checkpoint and end with 75. The sleep is what a signal interrupts: nothing is lost by it.
+setsid {launch} "${{words[@]}}" --quiet &
+ranks=$!
+trap 'kill -USR2 "$ranks" 2>/dev/null || true' USR2 TERM INT
+while kill -0 "$ranks" 2>/dev/null; do
+    sleep 1 &
+    wait $! || true
+done
+wait "$ranks" && code=0 || code=$?
+if [ "$code" = 75 ]; then # a job that ends by itself counts as completed: Slurm has to be asked
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one job runs. `command` is said in the file's head; `run` is the record's folder."""
+
+    name: str
+    command: Sequence[str]
+    python: str
+    mpirun: str
+    config: str
+    overrides: Sequence[str]
+    run: str
+    log: str
+    nodes: int
+    ranks: int
+
+
+def text(job: Job, machine: Machine) -> str:
+    """The batch file, which can be submitted again and again: it goes on with what is there."""
+    parts = [
+        "#!/bin/bash",
+        f"# {_printable(shlex.join(job.command))}",
+        f"# for machine {machine.name}. Submitted again, or requeued, it goes on where the record ends.",
+        *(f"#SBATCH --{option}" for option in _options(job, machine)),
+        *machine.setup,
+        "set -euo pipefail",  # after the site's own lines: modules' shell code is seldom written for it
+        *_environment(machine),
+        "",
+        *_words(job),
+    ]
+    return "\n".join(parts) + _STARTS.format(launch=_launch(job, machine))
+
+
+def _printable(words: str) -> str:
+    """On one line, whatever a value has in it."""
+    return words if words.isprintable() else repr(words)
+
+
+def _options(job: Job, machine: Machine) -> list[str]:
+    """Options of sbatch, quoted where the line needs it."""
+    own: dict[str, object] = {"job-name": job.name}
+    own |= {"account": machine.account, "partition": machine.partition}
+    own |= {"nodes": job.nodes, "ntasks": job.ranks, "cpus-per-task": machine.cpus_per_rank, "time": machine.time}
+    own |= machine.sbatch
+    own |= {"signal": f"B:USR2@{machine.warn_s}", "requeue": True, "open-mode": "append", "output": job.log}
+    kept = {name: value for name, value in own.items() if value is not None and value is not False}
+    return [name if value is True else f"{name}={shlex.quote(str(value))}" for name, value in kept.items()]
+
+
+def _environment(machine: Machine) -> list[str]:
+    variables = {"OMP_NUM_THREADS": "1", **machine.environment}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    # Since 22.05 srun does not take it over from the job.
+    return [*lines, 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
+
+
+def _words(job: Job) -> list[str]:
+    """Shell lines that set `words`: what fedsim is to do."""
+    run = shlex.quote(job.run)
+    first = [job.config, "--out", job.run, *(word for value in job.overrides for word in ("--set", value))]
+    return [
+        f"if [ -e {run} ]; then",
+        f"    words=(resume {run})",
+        "else",
+        f"    words=(run {shlex.join(first)})",
+        "fi",
+    ]
+
+
+def _launch(job: Job, machine: Machine) -> str:
+    program = [job.python, "-m", "fedsim"]
+    if machine.launcher == "srun":
+        words = ["srun", f"--mpi={machine.mpi}", "--kill-on-bad-exit=1", *program]
+    else:
+        words = [job.mpirun, *machine.launcher_options, "-n", str(job.ranks), *program]
+    return shlex.join(words)

@@ -1,0 +1,200 @@
+"""`fedsim submit`: the batch file's text, what is refused, and what is handed to sbatch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fedsim.cli import cli, exit_code_of
+from fedsim.errors import ConfigError, LaunchError
+from fedsim.jobs import Job, Machine, text
+from fedsim.jobs.machine import OPTIONS, load
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+EVIL = "name=a\n#SBATCH --uid=0"
+SITE = """\
+name: alps
+account: fed-1
+partition: gpu
+nodes: 2
+ranks_per_node: 5
+cpus_per_rank: 4
+time: 1-12:00:00
+warn_s: 300
+launcher: srun
+mpi: pmi2
+setup: ["module purge", "module load cray-mpich/8.1"]
+environment: {CUDA_DEVICE_ORDER: PCI_BUS_ID, NOTE: two words}
+sbatch: {gpus-per-node: 4, exclusive: true, mem: "0", comment: "two words", hold: false}
+"""
+
+
+def job(nodes: int, ranks: int) -> Job:
+    return Job(
+        name="heart-async",
+        command=("fedsim", "submit", "configs/heart-async.yaml", "--set", "seed=3"),
+        python="/opt/env/bin/python",
+        mpirun="/opt/env/bin/mpirun",
+        config="configs/heart-async.yaml",
+        overrides=("seed=3", "stop={versions: 5}"),
+        run="runs/heart async",
+        log="runs/heart-async-%j.out",
+        nodes=nodes,
+        ranks=ranks,
+    )
+
+
+@pytest.mark.parametrize("name", ["generic", "alps"])
+def test_the_text_is_the_golden_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "alps.yaml").write_text(SITE)
+    machine = load(str(tmp_path / "alps.yaml")) if name == "alps" else load(None)
+    made = text(job(2, 10), machine)
+    golden = GOLDEN / f"submit_{name}.sbatch"
+    if os.environ.get("FEDSIM_WRITE_GOLDEN"):
+        golden.write_text(made)
+    assert made == golden.read_text()
+    assert subprocess.run(["bash", "-n"], input=made, text=True, capture_output=True, timeout=20).returncode == 0
+
+
+def test_the_shipped_generic_machine_is_what_holds_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert load("generic") == Machine()
+    assert load("private-cluster").nodes == 2
+
+
+def test_a_value_of_several_lines_adds_no_line_for_sbatch() -> None:
+    made = text(replace(job(1, 2), command=("fedsim", EVIL), overrides=(EVIL,)), Machine())
+    lines = made.splitlines()
+    before_the_body = lines[: next(i for i, line in enumerate(lines) if line and line[0] != "#")]
+    assert not any("--uid" in line for line in before_the_body if line.startswith("#SBATCH"))
+    assert subprocess.run(["bash", "-n"], input=made, text=True, capture_output=True, timeout=20).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"wanted": "nowhere"}, "--machine nowhere: no such machine: configs/machines/ has generic, private-cluster"),
+        ({"sbatch": ["qqos=x"]}, "no option 'qqos' of sbatch can be set; did you mean 'qos'?"),
+        ({"sbatch": ["zzz"]}, f"allowed: {', '.join(sorted(OPTIONS))}"),
+        ({"sbatch": ["ntasks=3"]}, "ntasks is set by --ranks"),
+        ({"changes": {"time": "tomorrow"}}, "--time: time: got 'tomorrow'; allowed: minutes"),
+        ({"changes": {"time": "1:00\n#SBATCH --uid=0"}}, "--time"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_is_allowed(
+    given: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((ConfigError, LaunchError)) as error:
+        load(**{"wanted": None, **given})  # type: ignore[arg-type]
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("lancher: srun", "site.yaml:1: lancher: unknown key; did you mean 'launcher'?"),
+        ("launcher: ssh", "site.yaml:1: launcher: unknown value 'ssh'; allowed: mpirun, srun"),
+        ("sbatch: {uid: 0}", "site.yaml:1: sbatch: no option 'uid' of sbatch can be set"),
+        ('setup: ["a\\nb"]', "site.yaml:1: setup: "),
+        ('sbatch: {comment: "a\\nb"}', "characters that cannot be printed"),
+        ('environment: {"a b": c}', "is no variable"),
+        ('account: "a\\nb"', "account"),
+    ],
+)
+def test_a_machine_file_is_strict(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(line + "\n")
+    with pytest.raises(ConfigError) as error:
+        load(str(tmp_path / "site.yaml"))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------------------- the command
+
+SBATCH = """#!/bin/bash
+echo "$@" >"$(dirname "$0")/called"
+[ ! -e "$(dirname "$0")/refuse" ] || { echo "sbatch: error: invalid partition specified: moon" >&2; exit 1; }
+echo "17;cluster"
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with configurations, and an `sbatch` in PATH that notes what it was given."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(SBATCH)
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def submit(*words: str) -> tuple[int, str]:
+    runner = CliRunner()
+    result = runner.invoke(cli, ["submit", *words], standalone_mode=False)
+    if result.exception is None:
+        return result.return_value, result.output
+
+    def again() -> None:
+        raise result.exception  # type: ignore[misc]
+
+    return exit_code_of(again), str(result.exception)
+
+
+def test_a_job_is_written_and_submitted(site: Path) -> None:
+    code, said = submit("configs/heart-async.yaml", "--nodes", "2", "--set", "stop.versions=3")
+    assert (code, said.splitlines()[-1]) == (0, "job 17: runs/heart-async.sbatch")
+    assert "note: 7 workers, but 3 tasks in flight at most" in said
+    written = (site / "runs" / "heart-async.sbatch").read_text()
+    assert "#SBATCH --ntasks=8\n" in written and "--set stop.versions=3)\n" in written
+    assert (site / "bin" / "called").read_text() == "--parsable runs/heart-async.sbatch\n"
+
+
+def test_a_dry_run_prints_and_does_nothing(site: Path) -> None:
+    code, said = submit("configs/heart-async.yaml", "--dry-run")
+    assert code == 0 and said.startswith("#!/bin/bash\n") and said.endswith('exit "$code"\n')
+    assert not (site / "runs").exists() and not (site / "bin" / "called").exists()
+
+
+def test_the_configuration_is_checked_first(site: Path) -> None:
+    code, said = submit("configs/heart-async.yaml", "--set", "schedule.concurrency=0")
+    assert code == 2 and "schedule.concurrency: must be at least 1, got 0" in said
+    code, said = submit("configs/images-sync.yaml", "--set", "schedule.cohort=2000")
+    assert code == 2 and "above the 1000 clients" in said
+    assert not (site / "bin" / "called").exists()
+
+
+def test_what_sbatch_says_is_passed_on(site: Path) -> None:
+    (site / "bin" / "refuse").touch()
+    code, said = submit("configs/heart-async.yaml", "--partition", "moon")
+    assert code == 2
+    assert said.endswith("sbatch refuses runs/heart-async.sbatch: sbatch: error: invalid partition specified: moon")
+
+
+def test_a_folder_of_another_run_is_refused(site: Path) -> None:
+    (site / "runs" / "heart-async").mkdir(parents=True)
+    code, said = submit("configs/heart-async.yaml")
+    assert code == 2 and "exists and is no run that could go on" in said
+    (site / "runs" / "heart-async" / "config.yaml").write_text((ROOT / "configs" / "quickstart.yaml").read_text())
+    code, said = submit("configs/heart-async.yaml")
+    assert code == 2 and "exists with another configuration" in said
+    (site / "runs" / "heart-async" / "config.yaml").write_text((ROOT / "configs" / "heart-async.yaml").read_text())
+    assert submit("configs/heart-async.yaml")[0] == 0
+
+
+def test_fewer_ranks_than_nodes_are_refused(site: Path) -> None:
+    code, said = submit("configs/heart-async.yaml", "--nodes", "4", "--ranks", "3")
+    assert (code, said) == (2, "--ranks is 3; allowed: 2 or more, and one or more for each of 4 nodes")
+
+
+def test_without_sbatch_it_says_where_to_go(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    code, said = submit("configs/heart-async.yaml")
+    assert code == 2 and said.startswith("no sbatch in PATH")

@@ -139,7 +139,8 @@ def test_commands_are_understood(sh_block: Any) -> None:
     for words in commands(sh_block.text):
         if "fedsim" in words:
             before = words[: words.index("fedsim")]
-            assert before in ([], ["slurm/cluster/shell"]) or (before[0] == "mpirun" and before[1] == "-n" and int(before[2]) > 1)
+            is_mpirun = before[:2] == ["mpirun", "-n"] and int(before[2]) > 1
+            assert is_mpirun or before in ([], ["slurm/cluster/shell"])
             _check(*parse(words[words.index("fedsim") + 1 :]))
         elif words[0].startswith(("launch/", "slurm/")):
             assert all((ROOT / word).exists() for word in words if "/" in word), words

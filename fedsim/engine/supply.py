@@ -272,6 +272,13 @@ class Supply:
         n_shares = 2 * self._bounds.n_groups * len(self._desks)
         return min(self._bounds.group_size, max(1, len(self._items) // n_shares))
 
+    def _share(self, desk: Desk) -> int:
+        """What is ready for an idle worker, shared with the others that are idle."""
+        if desk.ready:
+            return len(desk.ready)
+        n_idle = sum(other.n_groups == 0 for other in self._desks)
+        return -(-len(self._shared) // n_idle)
+
     def _plenty(self, desk: Desk, fill: int) -> int:
         """Tasks that must be ready before a worker at work gets a group to wait with it.
 
@@ -282,10 +289,18 @@ class Supply:
         return fill * (1 + n_sharing)
 
     def _post_group(self, worker: int, desk: Desk, due: Item | None) -> None:
-        """Posts one group if there is a reason to: anything at all for an idle worker, else out of plenty."""
+        """Posts one group if there is a reason to: a full one for an idle worker, less if the server waits; else out of
+        plenty."""
         queue = desk.ready or self._shared
+        if not queue:
+            return
         fill = self._fill()
-        if not queue or (desk.n_groups > 0 and len(queue) < self._plenty(desk, fill)):
+        if desk.n_groups > 0:
+            if len(queue) < self._plenty(desk, fill):
+                return
+        elif due is not None or not self._bounds.reserve:
+            fill = min(fill, self._share(desk))
+        elif len(queue) < fill:
             return
         n = min(fill, self._bounds.worker_rows - desk.n_rows)
         group = self._take_group(worker, queue, n)

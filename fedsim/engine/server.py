@@ -2,11 +2,16 @@
 
 virtual clock: the earliest event is due; its update is brought in, however long the others take
 wall clock:    whatever came in is applied, in the order in which it came
+
+On the virtual clock the schedule may run ahead of the model: until the next version is made nothing depends on what an
+update holds. So one that is not here yet is owed, and what follows it is dispatched meanwhile. What is owed is consumed
+in the order of events, at the latest before the next version; where the schedule learns from updates, at once.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -87,7 +92,11 @@ class _Merged:
 
 
 class Server:
-    """Rank zero's loop. `run` returns the status that the run ended with: `done` or `stopped`."""
+    """Rank zero's loop. `run` returns the status that the run ended with: `done` or `stopped`.
+
+    Between two events its state is the rule's, the schedule's, and what is owed: tasks that have ended in the schedule
+    and are not recorded yet, with their outcomes; those to be applied are still in the supply.
+    """
 
     def __init__(
         self,
@@ -116,6 +125,8 @@ class Server:
         self._stop_requested = stop_requested
         self._watchers = watchers
         self._merged = _Merged()
+        self._owed: deque[tuple[Task, Outcome]] = deque()
+        self._n_reached = 0  # updates consumed or owed
         self._finished = False
         self.pulse = Pulse()
 
@@ -136,13 +147,13 @@ class Server:
                 self._run_virtual()
         except Interrupted:
             status = "stopped"
-        self._evaluations.finish(self._schedule.version, self.pulse.virtual_s)
+        self._evaluations.finish(self.pulse.version, self.pulse.virtual_s)
         self._attend()
         return status
 
     def weights(self) -> Float32:
         """The current version, flat (P,) float32."""
-        return self._versions.get(self._schedule.version)
+        return self._versions.get(self.pulse.version)
 
     def close(self) -> None:
         """Gives back what the run kept outside memory."""
@@ -153,20 +164,21 @@ class Server:
         self._supply.submit(schedule.dispatch(schedule.now_s))
         while not self._finished:
             event = schedule.peek()
-            if event is None and schedule.ends:
-                return
-            if event is None:
+            if event is None and not schedule.ends:
+                self._settle()
                 raise StalledError(self._stalled_text())
+            if event is None:
+                break
             if self._stop.virtual_s is not None and event.time_s > self._stop.virtual_s:
                 self.pulse.virtual_s = self._stop.virtual_s
-                return
-            if event.kind == EventKind.ARRIVAL and schedule.consumes_on_arrival:
-                self._supply.bring(event.number, self._while_waiting)
+                break
             self._handle(event)
             if not self._finished and schedule.instant_over():
                 self._supply.submit(schedule.dispatch(schedule.now_s))
+            self._supply.service()
             self._attend()
             self._check_interrupted()
+        self._settle()
 
     def _run_on_wall(self) -> None:
         schedule, supply = self._schedule, self._supply
@@ -197,24 +209,44 @@ class Server:
     def _handle(self, event: Event) -> None:
         """Consumes what the event brings, records what ended, makes a version if it is time; checks the exact stops."""
         step = self._schedule.step(event)
-        self.pulse.virtual_s = now_s = self._schedule.now_s
-        room = None if self._stop.updates is None else self._stop.updates - self.pulse.n_updates
-        for task in step.consumed[:room]:
-            self._consume(task, now_s, self._schedule.version - step.merge)
+        self.pulse.virtual_s = self._schedule.now_s
+        room = None if self._stop.updates is None else self._stop.updates - self._n_reached
+        consumed = step.consumed[:room]
+        self._n_reached += len(consumed)
+        self._owed.extend((task, Outcome.APPLIED) for task in consumed)
         for task, outcome in step.ended:
-            self._end(task, outcome)
-        if room is not None and len(step.consumed) > room:  # a tier's round, cut short by the stop
+            if task.wanted and outcome is Outcome.ABORTED:
+                self._supply.cancel(task.task)
+            self._owed.append((task, outcome))
+        is_last = room is not None and len(step.consumed) >= room
+        is_short = room is not None and len(step.consumed) > room  # a tier's round, cut short by the stop
+        self._settle(is_patient=not (step.merge or is_last or self._on_wall or self._schedule.learns))
+        if is_short:
             self._schedule.version -= step.merge
         elif step.merge:
             self._merge()
-        if room is not None and len(step.consumed) >= room:
-            self._finished = True
+        self._finished = self._finished or is_last
 
-    def _consume(self, task: Task, time_s: float, met_version: int) -> None:
+    def _settle(self, *, is_patient: bool = False) -> None:
+        """Consumes and records what is owed, in order; if it is patient, only as far as that needs no waiting."""
+        owed = self._owed
+        while owed:
+            task, outcome = owed[0]
+            if outcome is not Outcome.APPLIED:
+                self._recorder.append("tasks", _ended_row(task, outcome, len(self._rule.scalar_names)))
+            elif is_patient and not self._supply.is_here(task.task):
+                return
+            else:
+                self._supply.bring(task.task, self._while_waiting)
+                self._consume(task)
+            owed.popleft()
+
+    def _consume(self, task: Task) -> None:
         base_P = self._versions.get(task.base_version) if self._rule.needs_base else None  # may go with the update
         update, item = self._supply.take(task.task)
+        met_version = self.pulse.version
         staleness = met_version - task.base_version
-        arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else time_s
+        arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s
         arrival = Arrival(staleness, task, met_version, arrival_s, base_P)
         self._state, diagnostics = self._rule.accumulate(self._state, update, arrival)
         merged = self._merged
@@ -227,11 +259,6 @@ class Server:
             told = (staleness, arrival_s, diagnostics.weight, diagnostics.next_steps)
             self._schedule.learned(Feedback(task, update.report, *told))
         self._recorder.append("tasks", _applied_row(task, arrival_s, met_version, update, item, diagnostics))
-
-    def _end(self, task: Task, outcome: Outcome) -> None:
-        if task.wanted and outcome is Outcome.ABORTED:
-            self._supply.cancel(task.task)
-        self._recorder.append("tasks", _ended_row(task, outcome, len(self._rule.scalar_names)))
 
     def _merge(self) -> None:
         self._state = self._rule.commit(self._state)

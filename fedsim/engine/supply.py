@@ -33,7 +33,7 @@ Queue = list[tuple[Key, int]]
 
 _LONGEST_SLEEP_S = 1e-3  # while some worker may be waiting for us
 _LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
-_SERVICE_EVERY = 8  # updates consumed without waiting, after which messages are looked at all the same
+_SERVICE_EVERY = 8  # events without waiting, after which messages are looked at all the same
 
 
 def _nothing() -> None:
@@ -143,10 +143,6 @@ class Supply:
         In the order of events only: what is brought must be taken before anything else is.
         """
         item = self._items[number]
-        self._n_unserviced += 1
-        if item.state is State.HERE and self._n_unserviced >= _SERVICE_EVERY:
-            self.pump()
-            self.listen(wait=False)
         if item.state is not State.HERE:
             self.pump(item)
         while item.state is not State.HERE:
@@ -154,6 +150,17 @@ class Supply:
                 self.pump(item)  # only messages change what can be posted or fetched
             else:
                 while_waiting()
+
+    def is_here(self, number: int) -> bool:
+        """Whether the update of a submitted task can be taken at once."""
+        return self._items[number].state is State.HERE
+
+    def service(self) -> None:
+        """Called between events: posts groups out of plenty, and handles messages, now and then."""
+        self._n_unserviced += 1
+        if self._n_unserviced >= _SERVICE_EVERY:
+            self.pump()
+            self.listen(wait=False)
 
     def take(self, number: int) -> tuple[Update, Item]:
         """The update of a submitted task, which leaves the supply; waits for it if it is not here yet."""

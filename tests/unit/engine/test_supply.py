@@ -274,17 +274,36 @@ def test_silence_is_a_stall_only_if_someone_should_speak() -> None:
 
 
 def test_messages_are_looked_at_even_if_all_is_there() -> None:
-    # Every eighth time something is brought that is here already, the others get their next group.
+    # After every eighth event whose update is here already, idle workers get full groups.
     case = Case(replace(WIDE, group_size=10))
     case.submit(*[float(t) for t in range(10)])
     case.train_all()
-    case.submit(50.0, first=10)
+    case.submit(50.0, 51.0, 52.0, first=10)
     seen = []
     for task in range(8):
         case.supply.bring(task, nothing)
         case.supply.take(task)
-        seen.append(len(case.posted()))
-    assert seen == [0] * 7 + [1]
+        case.supply.service()
+        seen.append(tasks_of(case.posted()))
+    assert seen[:7] == [[]] * 7 and seen[7][:2] == [10, 11]
+
+
+def test_an_idle_worker_gets_part_of_a_group_only_when_the_server_waits() -> None:
+    # 24 in flight among three workers, each with two groups: two tasks are a full group.
+    case = Case(replace(WIDE, group_size=8), n_workers=3, host_of=lambda client: ANY_WORKER)
+    case.submit(*[float(t) for t in range(24)])
+    case.train_all()
+    case.submit(30.0, first=24)
+    case.supply.pump()
+    assert case.posted() == []
+    posted = []
+
+    def train_it() -> None:
+        posted.extend(case.posted())
+        case.trained([24], [True])
+
+    case.supply.bring(24, train_it)
+    assert posted == [(0, [24], [True])]
 
 
 def test_wall_arrivals_come_in_their_order_once() -> None:

@@ -77,7 +77,11 @@ def _fused(
 ) -> tuple[int, int]:
     """Bytes a client, and the smallest group that makes sense."""
     nodes = machine.plan(module, sample_shape, loss)
-    client_bytes = fused_client_bytes(training, nodes, Layout.of(module), sample_shape, has_linear)
+    first, n_block = machine.block_of(training, nodes, has_linear=has_linear)
+    if first is not None:
+        client_bytes = ahead_client_bytes(training, nodes, Layout.of(module), first, n_block)
+    else:
+        client_bytes = fused_client_bytes(training, nodes, Layout.of(module), sample_shape, has_linear)
     return client_bytes, 2 if program.has_maps(nodes) else 1
 
 
@@ -116,6 +120,20 @@ def fused_client_bytes(
     n_weights = program.places_of(nodes, layout).n_floats
     n_values = 2 * sum(padded(math.prod(node.shape)) for node in nodes) + padded(math.prod(sample_shape))
     return _FLOAT_BYTES * (n_weights * (_n_slabs(training) + has_linear) + training.batch_size * n_values)
+
+
+def ahead_client_bytes(
+    training: TrainingConfig, nodes: Sequence[Node], layout: Layout, first: Node, n_block: int
+) -> int:
+    """The same where the first layer is computed ahead: its weights and the samples are met once a block, and not
+    by several clients at once; what a step meets of it are outputs, their gradients, and products of samples.
+    """
+    own = program.parameter_names(first)
+    n_weights = program.places_of(nodes, layout, [name for name in layout.names if name not in own]).n_floats
+    n_rows, n_outputs = n_block * training.batch_size, padded(math.prod(first.shape))
+    n_values = 2 * sum(padded(math.prod(node.shape)) for node in nodes)
+    n_block_values = n_rows * n_outputs + training.batch_size * (n_outputs + padded(n_rows))
+    return _FLOAT_BYTES * (n_weights * _n_slabs(training) + training.batch_size * n_values + n_block_values)
 
 
 def _n_slabs(training: TrainingConfig) -> int:

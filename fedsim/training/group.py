@@ -45,8 +45,14 @@ class Machine(Protocol):
         `linear_GP` is what is added to each of their gradients, if the machine was built with `has_linear`.
         """
 
+    def begin_block(self, n_slots: int, n_block: int) -> None:
+        """Called once the next `n_block` steps are in `batches`, before the first of them."""
+
     def step(self, k: int, n_slots: int) -> None:
         """Takes step `k` of the block that is in `batches`."""
+
+    def end_block(self, n_slots: int) -> None:
+        """Called after the last step of a block if there is another for the first slots, before `batches` changes."""
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """The loss of each sample of the block, float64 (n_slots, n_steps, B), before each step."""
@@ -153,7 +159,10 @@ class GroupTrainer:
             n_block = min(machine.batches.n_steps, tasks[0].n_steps - step)
             n_begun = n_slots
             feed.fill(step, n_block, n_begun)
+            machine.begin_block(n_begun, n_block)
             n_slots = self._steps(slots, step, n_block, n_begun, progress)
+            if n_slots:
+                machine.end_block(n_slots)
             losses_gK = machine.batches.losses(machine.sample_losses(n_begun, n_block), n_block)
             _note(losses_gK, tasks, step, losses_G2, bad)
             step += n_block

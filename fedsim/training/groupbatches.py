@@ -29,6 +29,7 @@ class GroupBatches:
 
     The others are zeros, and their targets `padding`, which has a target's type and shape. `targets_GKB` has the axes
     of that shape behind its own.
+    A block has `n_steps` steps, or as many as fit the cache.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class GroupBatches:
         dtype: torch.dtype,
         padding: torch.Tensor,
         device: torch.device,
+        n_steps: int | None = None,
     ) -> None:
         stride = -(-n_features // _ROW) * _ROW
         step_bytes = n_slots * n_batch * stride * dtype.itemsize
-        self.n_steps = min(max(_BLOCK_BYTES // step_bytes, 1), _MAX_STEPS)
+        self.n_steps = n_steps or min(max(_BLOCK_BYTES // step_bytes, 1), _MAX_STEPS)
         self.n_batch = n_batch
         shape = (n_slots, self.n_steps, n_batch)
         self.x_GKBF = torch.zeros((*shape, stride), dtype=dtype, device=device)

@@ -31,6 +31,7 @@ class SlabMachine:
         device: torch.device,
         dtype: torch.dtype,
         has_linear: bool = False,
+        n_block: int | None = None,
     ) -> None:
         self.min_slots = min_slots
         self.n_slots = max(n_slots, min_slots)
@@ -39,7 +40,9 @@ class SlabMachine:
         self.carries_rate = self.stepper.carries_rate
         self.n_features = math.prod(sample_shape)
         padding = loss.padding.to(dtype) if loss.padding.is_floating_point() else loss.padding
-        self.batches = GroupBatches(self.n_slots, training.batch_size, self.n_features, dtype, padding, device)
+        self.batches = GroupBatches(
+            self.n_slots, training.batch_size, self.n_features, dtype, padding, device, n_block
+        )  # fmt: skip
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
@@ -51,6 +54,12 @@ class SlabMachine:
         self.stepper.start(n_slots, self._rates_G1, linear)
         if n_slots < self.min_slots:
             self.batches.scale_GKB[n_slots : self.min_slots].zero_()
+
+    def begin_block(self, n_slots: int, n_block: int) -> None:
+        """See `fedsim.training.group.Machine.begin_block`."""
+
+    def end_block(self, n_slots: int) -> None:
+        """See `fedsim.training.group.Machine.end_block`."""
 
     def read(self, first: int, out_GP: Tensor) -> None:
         """See `fedsim.training.group.Machine.read`."""

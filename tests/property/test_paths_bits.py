@@ -29,6 +29,8 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"kind": "mlp", "hidden": [39, 13]}, (62,), 3),
     ({"kind": "mlp", "hidden": [1]}, (1,), 2),
     ({"kind": "mlp", "hidden": [200]}, (28, 28), 62),
+    ({"kind": "mlp", "hidden": [17]}, (2001,), 7),  # a first layer that is computed ahead, in many blocks
+    ({"kind": "logistic"}, (1001,), 43),
     ({"kind": "cnn", "channels": [3, 5], "kernel": 3}, (1, 13, 11), 7),
     ({"kind": "cnn", "channels": [16, 32], "kernel": 5}, (28, 28), 62),
     ({"kind": "cnn", "channels": [8], "kernel": 2}, (3, 9, 9), 2),

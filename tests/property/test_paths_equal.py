@@ -20,6 +20,8 @@ from fedsim import models, seeding
 from fedsim.config import RunConfig
 from fedsim.layout import Layout
 from fedsim.training.choice import Choice
+from fedsim.training.fused import ahead
+from fedsim.training.fused.graph import trace
 from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.group import GroupTrainer
 from fedsim.training.stacked import StackedMachine
@@ -228,6 +230,46 @@ def test_reference_models(
         make, path, module, config, shards, n_classes, lambda p, rate: build(p, lr=rate, **settings), dtype,
         TOLERANCE[dtype], has_linear,
     )  # fmt: skip
+
+
+wide = st.one_of(
+    st.tuples(st.just({"kind": "logistic"}), st.tuples(widths), st.integers(10, 30)),
+    st.tuples(
+        st.fixed_dictionaries({"kind": st.just("mlp"), "hidden": st.tuples(st.integers(8, 70), widths).map(list)}),
+        st.one_of(st.tuples(widths), st.tuples(st.integers(1, 6), st.integers(1, 6))),
+        st.integers(2, 20),
+    ),
+)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@settings(SETTINGS, max_examples=40)
+@given(
+    case=wide,
+    optimizer=st.sampled_from(OPTIMIZERS[:4]),
+    batch_size=st.integers(1, 5),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_blocks_of_the_first_layer(
+    make: dict[str, Make], dtype: torch.dtype, case: Any, optimizer: Any, batch_size: int, epochs: int, seed: int
+) -> None:
+    """SGD on a first linear layer whose steps are taken together, which small layers are only in this test."""
+    (kind, shape, n_classes), (section, build) = case, optimizer
+    section = section | {"learning_rate": 0.1}
+    settings = {k: v for k, v in section.items() if k not in ("kind", "learning_rate")}
+    config = make["config"](model=kind, training={"optimizer": section, "batch_size": batch_size, "epochs": epochs})
+    shards = [make["shard"](n, shape, n_classes, seed=seed + n) for n in (7, 12, 3, 1)]
+    module = models.build_initial(config.model, shape, n_classes, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ahead, "LEAST_BYTES", 0)
+        n_outputs = kind["hidden"][0] if "hidden" in kind else n_classes
+        node = ahead.first_layer(trace(module, shape))
+        assert (ahead.block_steps(config.training, node, has_linear=False) > 0) == (n_outputs // 2 >= 2 * batch_size)
+        compare(
+            make, "fused", module, config, shards, n_classes, lambda p, rate: build(p, lr=rate, **settings), dtype,
+            TOLERANCE[dtype],
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", MACHINES)

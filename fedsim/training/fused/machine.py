@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
-from fedsim.training.fused import program
+from fedsim.training.fused import ahead, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
 from fedsim.training.fused.values import Arena, Context
@@ -23,6 +26,18 @@ def plan(module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss)
     if fused_loss(loss) is None:
         raise UnsupportedError(f"the loss {type(loss).__name__} has no fused form")
     return nodes
+
+
+def block_of(
+    training: TrainingConfig, nodes: Sequence[Node], *, has_linear: bool, on_host: bool = True
+) -> tuple[Node | None, int]:
+    """The layer whose steps are taken a block at a time (`fedsim.training.fused.ahead`), and steps of a block.
+
+    None and 0 if there is none. On a GPU there is none: passes over weights are cheap there, and calls are not.
+    """
+    first = ahead.first_layer(nodes) if on_host and not program.has_maps(nodes) else None
+    n_block = ahead.block_steps(training, first, has_linear=has_linear)
+    return (first, n_block) if n_block else (None, 0)
 
 
 class FusedMachine(SlabMachine):
@@ -41,9 +56,17 @@ class FusedMachine(SlabMachine):
         has_linear: bool = False,
     ) -> None:
         self._nodes = plan(module, sample_shape, loss)
-        places = program.places_of(self._nodes, Layout.of(module))
-        min_slots = 2 if program.has_maps(self._nodes) else 1
-        super().__init__(places, sample_shape, training, loss, n_slots, min_slots, device, dtype, has_linear)
+        layout, min_slots = Layout.of(module), 2 if program.has_maps(self._nodes) else 1
+        first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=device.type == "cpu")
+        own = program.parameter_names(first) if first is not None else []
+        places = program.places_of(self._nodes, layout, [name for name in layout.names if name not in own])
+        super().__init__(
+            places, sample_shape, training, loss, n_slots, min_slots, device, dtype, has_linear, n_block or None
+        )
+        self._ahead: ahead.Ahead | None = None
+        if first is not None:
+            own_places = program.places_of(self._nodes, layout, own)
+            self._ahead = ahead.Ahead(first, own_places, training, self.batches, carries_rate=self.carries_rate)
         self._sample_shape = sample_shape
         kind = fused_loss(loss)
         assert kind is not None
@@ -52,9 +75,39 @@ class FusedMachine(SlabMachine):
         self._programs: dict[int, program.Program] = {}
         self._program(self.n_slots)  # the largest first, so that the arena is allocated once
 
+    def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+        """See `fedsim.training.group.Machine.start`."""
+        super().start(base_GP, rates_G1, linear_GP)
+        if self._ahead is not None:
+            self._ahead.start(base_GP, rates_G1)
+
+    def begin_block(self, n_slots: int, n_block: int) -> None:
+        """See `fedsim.training.group.Machine.begin_block`."""
+        if self._ahead is not None:
+            self._ahead.begin(n_slots, n_block)
+
+    def end_block(self, n_slots: int) -> None:
+        """See `fedsim.training.group.Machine.end_block`."""
+        if self._ahead is not None:
+            self._ahead.end(n_slots)
+
+    def read(self, first: int, out_GP: Tensor) -> None:
+        """See `fedsim.training.group.Machine.read`."""
+        super().read(first, out_GP)
+        if self._ahead is not None:
+            self._ahead.read(first, out_GP)
+
+    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
+        """See `fedsim.training.group.Machine.subtract`."""
+        super().subtract(base_GP, first, out_GP)
+        if self._ahead is not None:
+            self._ahead.subtract(first, out_GP)
+
     def step(self, k: int, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.step`."""
         g, batches = max(n_slots, self.min_slots), self.batches
+        if self._ahead is not None:
+            self._ahead.k = k
         self._program(g).step(
             batches.x_GKBF[:g, k],
             batches.targets_GKB[:g, k].reshape(g, batches.n_batch, -1),
@@ -71,6 +124,6 @@ class FusedMachine(SlabMachine):
 
     def _program(self, n_slots: int) -> program.Program:
         if n_slots not in self._programs:
-            ctx = Context(n_slots, self.batches.n_batch, self._arena, self.weights, self.stepper.target)
+            ctx = Context(n_slots, self.batches.n_batch, self._arena, self.weights, self.stepper.target, self._ahead)
             self._programs[n_slots] = program.Program(ctx, self._nodes, self._sample_shape, self._loss)
         return self._programs[n_slots]

@@ -52,11 +52,13 @@ class Place:
 
 
 class Places:
-    """The places of all parameters of a layout; those in `in_rows` are matrices whose rows are padded."""
+    """The places of a layout's parameters, all or some; those in `in_rows` are matrices whose rows are padded."""
 
-    def __init__(self, layout: Layout, in_rows: Sequence[str]) -> None:
+    def __init__(self, layout: Layout, in_rows: Sequence[str], names: Sequence[str] | None = None) -> None:
         self.by_name: dict[str, Place] = {}
         for name, shape, source in zip(layout.names, layout.shapes, layout.offsets, strict=True):
+            if names is not None and name not in names:
+                continue
             n_rows = shape[0] if name in in_rows else 1
             n_columns = math.prod(shape) // n_rows
             n_padded = padded(n_rows) if name in in_rows else 1
@@ -74,6 +76,7 @@ class Slab:
     def __init__(self, places: Places, n_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.places = places
         self.n_slots = n_slots
+        self._dtype, self._device = dtype, device
         self._flat = {
             name: torch.zeros(padded(n_slots * place.n_floats, BLOCK), dtype=dtype, device=device)
             for name, place in places.by_name.items()
@@ -81,8 +84,7 @@ class Slab:
 
     def like(self) -> Slab:
         """Zeros of the same form."""
-        some = next(iter(self._flat.values()))
-        return Slab(self.places, self.n_slots, some.dtype, some.device)
+        return Slab(self.places, self.n_slots, self._dtype, self._device)
 
     def blocks(self, n_slots: int) -> list[Tensor]:
         """Each parameter of the first slots, raised to whole blocks, as a vector for elementwise work."""

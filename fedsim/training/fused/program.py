@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedsim.layout import Layout
-from fedsim.training.fused import convolution, layers, linear, norm, pointwise
+from fedsim.training.fused import ahead, convolution, layers, linear, norm, pointwise
 from fedsim.training.fused.graph import Add, Node, UnsupportedError
 from fedsim.training.fused.layers import Layer, converted, flattened, in_blocks
 from fedsim.training.fused.losses import FusedLoss
@@ -83,8 +83,12 @@ def _prefix(node: Node) -> str:
 
 def _build_linear(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     assert isinstance(node.layer, nn.Linear)
-    x = converted(ctx, f"{name} in", inputs[0], Form.ROWS, built)
-    layer = linear.Linear(ctx, name, node.layer, x, _prefix(node))
+    layer: linear.Linear | ahead.LinearAhead
+    if ctx.ahead is not None and ctx.ahead.prefix == _prefix(node):
+        layer = ahead.LinearAhead(ctx, name, node.layer, ctx.ahead)
+    else:
+        x = converted(ctx, f"{name} in", inputs[0], Form.ROWS, built)
+        layer = linear.Linear(ctx, name, node.layer, x, _prefix(node))
     built.append(layer)
     return layer.y
 
@@ -231,7 +235,7 @@ def has_maps(nodes: Sequence[Node]) -> bool:
     return any(isinstance(node.layer, _ON_MAPS) for node in nodes)
 
 
-def places_of(nodes: Sequence[Node], layout: Layout) -> Places:
-    """Where the parameters lie: the rows of linear weights are padded."""
+def places_of(nodes: Sequence[Node], layout: Layout, names: Sequence[str] | None = None) -> Places:
+    """Where the parameters lie, all or those named: the rows of linear weights are padded."""
     in_rows = [f"{_prefix(node)}weight" for node in nodes if isinstance(node.layer, nn.Linear)]
-    return Places(layout, in_rows)
+    return Places(layout, in_rows, names)

@@ -15,11 +15,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedsim.training.fused.memory import BLOCK, Slab, padded
+
+if TYPE_CHECKING:
+    from fedsim.training.fused.ahead import Ahead
 
 
 class Form(Enum):
@@ -118,13 +122,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Context:
-    """What builders of layers need: `n_slots` clients at work, each with batches of `n_batch`."""
+    """What builders of layers need: `n_slots` clients at work, each with batches of `n_batch`.
+
+    `ahead` has the weights of the first layer, if a block of steps is computed at once there.
+    """
 
     n_slots: int
     n_batch: int
     arena: Arena
     weights: Slab
     target: Target
+    ahead: Ahead | None = None
 
     def new(self, name: str, form: Form, shape: tuple[int, ...], *, needs_grad: bool) -> Value:
         """A value in fixed memory."""

@@ -15,6 +15,8 @@ from fedsim import models, training
 from fedsim.errors import ClientError, ConfigError
 from fedsim.layout import Layout
 from fedsim.training.choice import choose_path
+from fedsim.training.fused import machine
+from fedsim.training.fused.graph import trace
 from fedsim.training.objectives import task_loss
 
 Make = Callable[..., Any]
@@ -30,7 +32,7 @@ def choose(make_config: Make, case: Any, **section: Any) -> tuple[str, int, str]
     return choose_path(config, module, shape, task_loss(models.n_outputs(config.model, n_classes)))
 
 
-@pytest.mark.parametrize(("case", "group_size"), [(TINY, 64), (MLP, 4), (CNN, 2)], ids=["tiny", "mlp", "cnn"])
+@pytest.mark.parametrize(("case", "group_size"), [(TINY, 64), (MLP, 16), (CNN, 2)], ids=["tiny", "mlp", "cnn"])
 def test_group_fills_the_cache(make_config: Make, case: Any, group_size: int) -> None:
     path, n, reason = choose(make_config, case)
     assert (path, n) == ("fused", group_size) and "bytes a client" in reason
@@ -212,3 +214,29 @@ def test_the_way_over_a_device_gives_the_same(
         out_GP = np.empty((3, base_P.size), np.float32)
         found.append((trainer.train(tasks, bases.__getitem__, out_GP, lambda: None), out_GP))
     assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "section", "n_block"),
+    [
+        ([nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 62)], (784,), {}, 10),
+        ([nn.Flatten(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 62)], (28, 28), {}, 10),
+        ([nn.Linear(784, 200)], (784,), {"batch_size": 32}, 3),
+        ([nn.Linear(784, 2000)], (784,), {}, 12),
+        ([nn.Linear(784, 200)], (784,), {"clip_norm": 1.0}, 0),
+        ([nn.Linear(784, 200)], (784,), {"objective": {"kind": "proximal", "mu": 0.1}}, 0),
+        ([nn.Linear(784, 200)], (784,), {"optimizer": {"kind": "adam", "learning_rate": 0.1}}, 0),
+        ([nn.Linear(784, 200)], (784,), {"batch_size": 64}, 0),
+        ([nn.Linear(64, 200)], (64,), {}, 0),
+        ([nn.ReLU(), nn.Linear(784, 200)], (784,), {}, 0),
+        ([nn.Linear(784, 200)], (3, 784), {}, 0),
+    ],
+    ids=["mlp", "images", "batches", "wide", "clipped", "proximal", "adam", "one step", "small", "relu", "rows"],
+)
+def test_which_first_layers_are_computed_ahead(
+    make_config: Make, layers: list[nn.Module], shape: tuple[int, ...], section: dict[str, Any], n_block: int
+) -> None:
+    config = make_config(training={"batch_size": 10} | section)
+    first, n = machine.block_of(config.training, trace(nn.Sequential(*layers), shape), has_linear=False)
+    assert n == n_block and (first is not None) == (n_block > 0)
+    assert machine.block_of(config.training, trace(nn.Sequential(*layers), shape), has_linear=True) == (None, 0)

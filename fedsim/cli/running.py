@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsim.cli import EXIT_INTERRUPTED, say
-from fedsim.errors import EXIT_BUG, EXIT_DONE, FedsimError
+from fedsim.errors import EXIT_BUG, EXIT_DONE, EXIT_LOST, FedsimError
 
 if TYPE_CHECKING:
     from fedsim.engine.launching import StopSignals, World
@@ -83,11 +83,11 @@ def _as_rank(
     quiet: bool,
 ) -> int:
     """The exit code of this rank: does its part, reports on rank zero, and leaves together with the others."""
-    from fedsim.engine import launching
+    from fedsim.engine import launching, leaving
 
     world = launching.find_world(os.environ, ("fedsim", *sys.argv[1:]))
     code = _guarded(world, lambda: _part(world, limits, start, report, quiet))
-    launching.leave(world, code)
+    leaving.leave(world, code)
     return code
 
 
@@ -121,7 +121,7 @@ def _progress(world: World, limits: Callable[[], tuple[Limits, bool]], quiet: bo
 
 def _guarded(world: World, body: Callable[[], int]) -> int:
     """The body's exit code. What nobody expected ends all ranks at once: the others may wait for this one for ever."""
-    from fedsim.engine import launching
+    from fedsim.engine import launching, leaving
 
     try:
         return body()
@@ -130,6 +130,9 @@ def _guarded(world: World, body: Callable[[], int]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if world.comm is None:
             raise
+        if leaving.is_death(error):  # before the server went to work: none could go on
+            say("lost: a rank died while all were starting", EXIT_LOST)
+            launching.abort(world, EXIT_LOST)
         print(launching.headline(world), file=sys.stderr)
         traceback.print_exc()
         launching.abort(world, EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_BUG)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NOTE_AFTER_S = 30.0  # of silence: a live run writes a row for each rank every few seconds
 STALL_TIMEOUT_S = 600.0  # where the configuration in the record cannot be read
-_EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_DONE, "stalled": EXIT_STALLED, "failed": EXIT_BUG}
+_EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_DONE, "stalled": EXIT_STALLED, "failed": EXIT_BUG, "lost": EXIT_LOST}
 _NEWS = ("tasks", "versions", "evaluations", "failures")
 _SIGNS_OF_LIFE = (*_NEWS, "workers")
 
@@ -46,7 +46,8 @@ def watch(run: Path, interval: float) -> int:
     """Follow RUN while it goes on: a line whenever there is something new, and its status at the end.
 
     A record to which nothing was written for longer than the run's stall_timeout_s has no writer any more: the run was
-    killed. Exit code 0 for a run that was done or stopped, 76 stalled, 70 failed, 77 killed.
+    killed. Exit code 0 for a run that was done or stopped, 76 stalled, 70 failed, 77 killed or
+    left without workers.
     """
     from fedsim.record.reader import open_run
 

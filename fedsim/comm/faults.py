@@ -1,59 +1,141 @@
-"""Trouble on purpose, for tests and studies: what `FEDSIM_INJECT` asks for.
+"""Trouble on purpose, for tests and studies: what `FEDSIM_INJECT` asks for, one or several between semicolons.
 
     FEDSIM_INJECT="sleep:0.02"          every worker sleeps before each group, 20 ms on average (exponential)
     FEDSIM_INJECT="sleep:0.02@1,3"      only the workers of rank 1 and 3
     FEDSIM_INJECT="raise:5@2"           the worker of rank 2 raises an exception before its fifth group
+    FEDSIM_INJECT="kill:5@2"            it is killed (SIGKILL) before its fifth group; segv: by a segmentation fault;
+                                        exit: it leaves by os._exit; hang: it does nothing any more
+    FEDSIM_INJECT="kill-evaluating:1@2" it is killed in its first evaluation
+    FEDSIM_INJECT="kill-receiving:3@2"  it is killed when the third command with versions is in, and these are not
+    FEDSIM_INJECT="client:7"            the training of client 7 raises an exception; nan: its loss is no number
+    FEDSIM_INJECT="client:7@2"          only on rank 2
 
-Delays change when things happen, never what is computed.
+Delays and deaths change when things happen, never what is computed.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ClientError, ConfigError
 from fedsim.seeding import Purpose, generator
+from fedsim.types import Task
 
 VARIABLE = "FEDSIM_INJECT"
-_FORM = re.compile(r"(?P<what>sleep|raise):(?P<value>\d+(\.\d*)?|\.\d+)(@(?P<ranks>\d+(,\d+)*))?")
+_HOW = "kill|segv|exit|hang|raise"
+_FORM = re.compile(
+    rf"(?P<what>sleep|client|nan|(?:{_HOW})(?:-evaluating|-receiving)?):(?P<value>\d+(\.\d*)?|\.\d+)"
+    r"(@(?P<ranks>\d+(,\d+)*))?"
+)
+_ALLOWED = (
+    "sleep:SECONDS, kill:N, segv:N, exit:N, hang:N or raise:N (the N-th group; with -evaluating or -receiving after "
+    "the word the N-th evaluation or command with versions), client:CLIENT or nan:CLIENT, followed by @RANK,RANK or "
+    "nothing"
+)
 
 
-def nothing() -> None:
-    """No trouble."""
+class Trouble:
+    """What a worker does before each of the things that it is told to do; nothing unless asked for."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, list[Callable[[], None]]] = {"": [], "-evaluating": [], "-receiving": []}
+        self._of_clients: list[Callable[[Task], None]] = []
+
+    def before_group(self, tasks: Sequence[Task]) -> None:
+        """Called with the tasks of a group before it is trained."""
+        for act in self._at[""]:
+            act()
+        if self._of_clients:
+            self.before_training(tasks)
+
+    def before_training(self, tasks: Sequence[Task]) -> None:
+        """Called with tasks that are trained, again or not."""
+        for refuse in self._of_clients:
+            for task in tasks:
+                refuse(task)
+
+    def before_evaluation(self) -> None:
+        """Called before an evaluation."""
+        for act in self._at["-evaluating"]:
+            act()
+
+    def before_versions(self) -> None:
+        """Called when a command has come in whose versions have not."""
+        for act in self._at["-receiving"]:
+            act()
+
+    def add(self, what: str, value: float, rank: int, sleep: Callable[[float], None]) -> None:
+        """One trouble more; see the head of this file."""
+        how, _, when = what.partition("-")
+        if what == "sleep":
+            draws = generator(0, Purpose.INJECTION, client=rank)
+            self._at[""].append(lambda: sleep(float(draws.exponential(value))))
+        elif what in ("client", "nan"):
+            self._of_clients.append(_Refusal(int(value), what))
+        else:
+            self._at["-" + when if when else ""].append(_Nth(int(value), lambda: _end(how, sleep)))
 
 
-def before_group(text: str, rank: int, sleep: Callable[[float], None] = time.sleep) -> Callable[[], None]:
-    """What a worker of that rank does before each group.
+def trouble(text: str, rank: int, sleep: Callable[[float], None] = time.sleep) -> Trouble:
+    """The trouble that a worker of that rank is asked to make.
 
     Raises:
         ConfigError: `text` is not of the form above.
     """
-    if not text:
-        return nothing
-    match = _FORM.fullmatch(text)
-    if match is None:
-        raise ConfigError(
-            f"{VARIABLE}: got {text!r}, allowed: sleep:SECONDS or raise:GROUP, followed by @RANK,RANK or nothing"
-        )
-    ranks = match["ranks"]
-    if ranks is not None and rank not in map(int, ranks.split(",")):
-        return nothing
-    if match["what"] == "raise":
-        return _Raise(int(float(match["value"])))
-    mean_s = float(match["value"])
-    draws = generator(0, Purpose.INJECTION, client=rank)
-    return lambda: sleep(float(draws.exponential(mean_s)))
+    made = Trouble()
+    for part in text.split(";") if text else ():
+        match = _FORM.fullmatch(part.strip())
+        if match is None:
+            raise ConfigError(f"{VARIABLE}: got {part!r}, allowed: {_ALLOWED}")
+        ranks = match["ranks"]
+        if ranks is None or rank in map(int, ranks.split(",")):
+            made.add(match["what"], float(match["value"]), rank, sleep)
+    return made
 
 
-class _Raise:
-    """Raises an exception at its n-th call."""
+class _Nth:
+    """Acts at its n-th call."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, act: Callable[[], None]) -> None:
         self._n_left = n
+        self._act = act
 
     def __call__(self) -> None:
         self._n_left -= 1
         if self._n_left == 0:
-            raise RuntimeError(f"{VARIABLE} asked for this exception")
+            self._act()
+
+
+class _Refusal:
+    """Does not let a client train."""
+
+    def __init__(self, client: int, what: str) -> None:
+        self._client = client
+        self._what = what
+
+    def __call__(self, task: Task) -> None:
+        if task.client != self._client:
+            return
+        if self._what == "nan":
+            raise ClientError(
+                f"client {task.client}, task {task.task}, version {task.base_version}, step 0 of {task.n_steps}: "
+                f"loss is nan ({VARIABLE} asked for it)"
+            )
+        raise RuntimeError(f"{VARIABLE} asked for this exception")
+
+
+def _end(how: str, sleep: Callable[[float], None]) -> None:
+    """Ends this process in one of several ways, or does nothing for ever."""
+    if how == "raise":
+        raise RuntimeError(f"{VARIABLE} asked for this exception")
+    if how == "exit":
+        os._exit(3)
+    if how == "hang":
+        while True:
+            sleep(3600.0)
+    os.kill(os.getpid(), signal.SIGSEGV if how == "segv" else signal.SIGKILL)
+    sleep(60.0)  # the signal may take a moment

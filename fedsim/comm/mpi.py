@@ -17,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 from fedsim.comm import wire
+from fedsim.comm.losses import Abandoned, Orphaned, is_death
 from fedsim.comm.openmpi import stop_yielding
 from fedsim.comm.transport import (
     NO_VERSION,
@@ -25,12 +26,13 @@ from fedsim.comm.transport import (
     Counters,
     Delivered,
     Evaluated,
+    Lost,
     Message,
     Trained,
     WorkerCore,
     empty_rows,
 )
-from fedsim.errors import FedsimError, StalledError
+from fedsim.errors import FedsimError, LostError, StalledError
 from fedsim.types import Float32
 
 _PIECE = 2**28  # elements a message at the most: 1 GiB, far below the 2**31 that counts can hold
@@ -41,6 +43,7 @@ _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into
 class _Pending(NamedTuple):
     """Rows on their way: complete when every piece is; `finish` turns the buffer into a message."""
 
+    worker: int
     requests: list[MPI.Request]
     buffer: Any
     finish: Callable[[Any], Message]
@@ -90,12 +93,21 @@ class Outbox:
     def put(self, requests: Sequence[MPI.Request], memory: Any) -> None:
         self._sends.extend((request, memory) for request in requests)
 
+    def __len__(self) -> int:
+        return len(self._sends)
+
     def advance(self) -> bool:
         """Forgets the sends that are done; true when none is left."""
         sends = self._sends
         while sends and sends[0][0].Test():
             sends.popleft()
         return not sends
+
+    def abandon(self, abandoned: Abandoned) -> None:
+        """Hands over what is still under way."""
+        while self._sends:
+            request, memory = self._sends.popleft()
+            abandoned.take([request], memory)
 
 
 class MpiTransport:
@@ -111,12 +123,22 @@ class MpiTransport:
         self._pending: list[_Pending] = []
         self._counters = [Counters() for _ in range(self.n_workers)]
         self._outboxes = [Outbox() for _ in range(self.n_workers)]  # one each: a slow worker keeps its own memory only
+        self._dead: set[int] = set()
+        self._abandoned = Abandoned()
 
     def rank(self, worker: int) -> int:
         return worker + 1
 
     def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
-        data = wire.encode_command(command)
+        if worker in self._dead:
+            return
+        try:
+            self._send(worker, wire.encode_command(command), versions)
+        except MPI.Exception as error:  # the next poll finds the worker dead, and says so
+            if not is_death(error):
+                raise
+
+    def _send(self, worker: int, data: wire.Bytes, versions: Sequence[Float32]) -> None:
         rank, outbox = worker + 1, self._outboxes[worker]
         outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
         start = 0
@@ -126,12 +148,14 @@ class MpiTransport:
             start += n
 
     def poll(self) -> Sequence[Message]:
-        for outbox in self._outboxes:
-            outbox.advance()
         messages: list[Message] = []
         for worker, request in enumerate(self._receives):
-            while request is not None and request.Test():
-                request = self._open(worker, messages)
+            try:
+                self._outboxes[worker].advance()
+                while request is not None and request.Test():
+                    request = self._open(worker, messages)
+            except MPI.Exception as error:
+                messages.append(self._bury(worker, error))
         if self._pending:
             messages += self._completed()
         return messages
@@ -151,7 +175,20 @@ class MpiTransport:
                 raise StalledError(f"stalled: ranks {', '.join(left)} did not stop within {timeout_s:.0f} s")
 
     def _all_sent(self) -> bool:
-        return all([outbox.advance() for outbox in self._outboxes])
+        return not any(outbox for outbox in self._outboxes)
+
+    def _bury(self, worker: int, error: MPI.Exception) -> Lost:
+        """What is said of a worker that died, once nothing is expected from it or sent to it any more."""
+        if not is_death(error):
+            raise error
+        self._dead.add(worker)
+        self._receives[worker] = None
+        self._outboxes[worker].abandon(self._abandoned)
+        for entry in self._pending:
+            if entry.worker == worker:
+                self._abandoned.take(entry.requests, entry.buffer)
+        self._pending = [entry for entry in self._pending if entry.worker != worker]
+        return Lost(worker, f"rank {worker + 1} died ({error.Get_error_string()})")
 
     def _post_header(self, worker: int) -> MPI.Request:
         return self._channels.replies.Irecv(self._headers[worker], source=worker + 1)
@@ -183,7 +220,8 @@ class MpiTransport:
 
     def _await_rows(self, worker: int, n: int, finish: Callable[[Any], Message]) -> None:
         rows = empty_rows(n, self._n_parameters)
-        self._pending.append(_Pending(_irecv(self._channels.rows, rows.reshape(-1), worker + 1), rows, finish))
+        requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1)
+        self._pending.append(_Pending(worker, requests, rows, finish))
 
     def _await_evaluation(self, worker: int, n: int, version: int) -> None:
         table = np.empty((n, 3 + len(self._metric_names)), dtype=np.float64)
@@ -191,15 +229,27 @@ class MpiTransport:
         def finish(table: Any) -> Message:
             return Evaluated(worker, version, wire.evaluation_rows(table, self._metric_names))
 
-        self._pending.append(_Pending(_irecv(self._channels.rows, table.reshape(-1), worker + 1), table, finish))
+        requests = _irecv(self._channels.rows, table.reshape(-1), worker + 1)
+        self._pending.append(_Pending(worker, requests, table, finish))
 
     def _completed(self) -> list[Message]:
-        done: list[_Pending] = []
+        messages: list[Message] = []
         still: list[_Pending] = []
+        dying: list[tuple[_Pending, MPI.Exception]] = []
         for entry in self._pending:
-            (done if all(request.Test() for request in entry.requests) else still).append(entry)
+            try:
+                if all(request.Test() for request in entry.requests):
+                    messages.append(entry.finish(entry.buffer))
+                else:
+                    still.append(entry)
+            except MPI.Exception as failure:
+                dying.append((entry, failure))
         self._pending = still
-        return [entry.finish(entry.buffer) for entry in done]
+        for entry, error in dying:
+            self._abandoned.take(entry.requests, entry.buffer)
+            if entry.worker not in self._dead:
+                messages.append(self._bury(entry.worker, error))
+        return messages
 
 
 class WorkerChannel:
@@ -218,7 +268,19 @@ class WorkerChannel:
         self._stopped = False
 
     def serve(self) -> None:
-        """Works until the server says stop; returns when everything sent has left."""
+        """Works until the server says stop; returns when everything sent has left.
+
+        Raises:
+            LostError: the server died.
+        """
+        try:
+            self._serve()
+        except (Orphaned, MPI.Exception) as error:
+            if isinstance(error, MPI.Exception) and not is_death(error):
+                raise
+            raise LostError("the server, rank 0, died") from error
+
+    def _serve(self) -> None:
         backoff = Backoff(cap_s=_LONGEST_SLEEP_S)
         while not self._stopped:
             self._progress()
@@ -239,10 +301,15 @@ class WorkerChannel:
 
     def _progress(self) -> None:
         """Takes what has come in and lets go of what has left; called between steps of training, too."""
-        self._outbox.advance()
-        while not self._stopped and self._receive.Test():
-            self._take(wire.decode_command(self._buffer))
-        self._learn_arrived()
+        try:
+            self._outbox.advance()
+            while not self._stopped and self._receive.Test():
+                self._take(wire.decode_command(self._buffer))
+            self._learn_arrived()
+        except MPI.Exception as error:
+            if is_death(error):
+                raise Orphaned from error
+            raise
 
     def _take(self, command: Command) -> None:
         if command.stop:
@@ -252,6 +319,8 @@ class WorkerChannel:
         self._receive = self._channels.commands.Irecv(self._buffer, source=0)
         self._core.forget(command.forget)
         self._core.drop(command.drop)
+        if command.coming:
+            self._core.before_versions()
         start = 0
         for n in bundles(len(command.coming), self._n_parameters):
             rows = empty_rows(n, self._n_parameters)
@@ -284,6 +353,8 @@ class WorkerChannel:
         self._await_versions(command)
         try:
             self._do(command)
+        except MPI.Exception:
+            raise
         except Exception as error:  # reported to the server, which decides
             self._reply(wire.encode_failed(self._core.failure(error), self._core.counters))
             if not isinstance(error, FedsimError):

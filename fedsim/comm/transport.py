@@ -1,8 +1,8 @@
 """The border between the server and its workers, and what crosses it.
 
 The server sends `Command`s, one small message each, and flat float32 versions; a worker answers with `Trained`,
-`Delivered`, `Evaluated` or `Failed`. The server alone decides what is trained where, what is kept and what is thrown
-away, so that the memory bounds can be accounted for in one place (`fedsim.engine.supply`).
+`Delivered`, `Evaluated` or `Failed`, or is `Lost`. The server alone decides what is trained where, what is kept and
+what is thrown away, so that the memory bounds can be accounted for in one place (`fedsim.engine.supply`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,14 @@ class Failed(NamedTuple):
     text: str
 
 
-Message = Trained | Delivered | Evaluated | Failed
+class Lost(NamedTuple):
+    """A worker died. Nothing comes from it any more, and what is sent to it goes nowhere."""
+
+    worker: int
+    text: str
+
+
+Message = Trained | Delivered | Evaluated | Failed | Lost
 
 
 class Transport(Protocol):
@@ -125,6 +132,8 @@ class WorkerCore(Protocol):
     def deliver(self, tasks: Sequence[int]) -> Delivered: ...
 
     def drop(self, tasks: Sequence[int]) -> None: ...
+
+    def before_versions(self) -> None: ...
 
     def learn(self, version: int, vector_P: Float32) -> None: ...
 

@@ -98,6 +98,7 @@ class RunConfig(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     stall_timeout_s: PositiveSeconds = 600.0
     allow_mixed: bool = False
+    fault_tolerant: bool = False
     memory: MemoryConfig = MemoryConfig()
     record: RecordConfig = RecordConfig()
 

@@ -1,4 +1,4 @@
-"""The ranks of a run: who started us, how many we are, and how all of us leave together.
+"""The ranks of a run: who started us, how many we are, which signals ask for an end.
 
 A launcher such as `mpirun` or `srun` announces itself in the environment. Without one everything happens in this
 process, and MPI is never loaded: loading it initialises it.
@@ -11,7 +11,6 @@ import platform
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from fedsim.errors import LaunchError
-
-LEAVE_TIMEOUT_S = 10.0
 
 # What MPI launchers tell each task: their number and its own. Slurm's variables are looked at after these, because an
 # mpirun inside a Slurm step sees the step's numbers, too, and these are not its own.
@@ -38,7 +35,7 @@ _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run. `comm` spans them and is None for one process without MPI; `farewell` is `leave`'s own."""
+    """The ranks of a run. `comm` spans them and is None for one process without MPI; `farewell` is for leaving."""
 
     rank: int
     size: int
@@ -160,6 +157,17 @@ def _library_name(mpi: Any) -> str:
     return " ".join(first_line.split(",")[0].split())[:80]
 
 
+def why_not_survivable(world: World, environ: Mapping[str, str]) -> str:
+    """Why the run would end with the first worker that dies; empty where it would go on, and where there is none."""
+    if world.comm is None:
+        return ""
+    from mpi4py import MPI
+
+    from fedsim.comm import losses
+
+    return losses.why_not_survivable(MPI.get_vendor(), _library_name(MPI), environ)
+
+
 def _alone_text(told: Announcement, library: str, environ: Mapping[str, str], command: Sequence[str]) -> str:
     """The commonest mistake in one line: tasks that MPI cannot see, and how to launch them instead."""
     n_tasks = "N" if told.size is None else str(told.size)
@@ -184,27 +192,6 @@ def speaks(environ: Mapping[str, str]) -> bool:
         return bool(mpi.COMM_WORLD.rank == 0)
     told = announced(environ)
     return told is None or not told.rank
-
-
-# ------------------------------------------------------------------------------------------------- leaving
-
-
-def leave(world: World, code: int, timeout_s: float = LEAVE_TIMEOUT_S) -> None:
-    """Returns when every rank has come here, so that MPI can end in order.
-
-    A rank that comes because of an error (`code` above zero) waits for `timeout_s`: others that do not come by then
-    wait for something that will never be, and the job is aborted with the code.
-    """
-    if world.farewell is None:
-        return
-    from fedsim.comm.transport import Backoff
-
-    request = world.farewell.Ibarrier()
-    backoff, give_up_s = Backoff(), time.monotonic() + timeout_s
-    while not request.Test():
-        if code and time.monotonic() > give_up_s:
-            abort(world, code)
-        backoff.sleep()
 
 
 def abort(world: World, code: int) -> NoReturn:

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim import configfile, yamltree
 from fedsim.comm import faults
+from fedsim.comm.faults import Trouble
 from fedsim.config import RunConfig, StopConfig
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.evaluations import Evaluations
-from fedsim.engine.launching import World
+from fedsim.engine.launching import World, why_not_survivable
+from fedsim.engine.losses import Report
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.server import EventSource, Pulse, Server, Watcher
@@ -27,7 +29,7 @@ from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.worker import Worker
-from fedsim.errors import ConfigError, FedsimError, LaunchError, RecordError, StalledError
+from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, StalledError
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
 
@@ -67,7 +69,7 @@ class _Here:
 
     device: torch.device
     statements: Sequence[Statement]
-    before_group: Callable[[], None]
+    trouble: Trouble
 
 
 def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Caller) -> Ending | None:
@@ -151,10 +153,11 @@ def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
     from fedsim.training import device as devices
 
     host = platform.node()
-    made, chosen, before_group = None, None, faults.nothing
+    made, chosen, trouble = None, None, Trouble()
     try:
-        before_group = faults.before_group(os.environ.get(faults.VARIABLE, ""), world.rank)
+        trouble = faults.trouble(os.environ.get(faults.VARIABLE, ""), world.rank)
         made = make()
+        _check_fault_tolerance(made.config, world)
         wish = "cpu" if world.size > 1 and world.rank == 0 else made.config.device  # the server holds no GPU
         chosen = devices.choose(wish, devices.local_rank(os.environ), os.environ)
         devices.prepare(chosen, made.config.threads, os.environ)
@@ -171,7 +174,13 @@ def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
         mine = Statement(world.rank, host, error=str(error), error_type=type(error))
     statements = agree(mine, _gather(world), made is not None and made.config.allow_mixed)
     assert made is not None and chosen is not None
-    return made, _Here(chosen, statements, before_group)
+    return made, _Here(chosen, statements, trouble)
+
+
+def _check_fault_tolerance(config: RunConfig, world: World) -> None:
+    reason = why_not_survivable(world, os.environ) if config.fault_tolerant else ""
+    if reason:
+        raise LaunchError(f"fault_tolerant: true, but {reason}")
 
 
 def _gather(world: World) -> Callable[[Statement], list[Statement]]:
@@ -272,7 +281,7 @@ def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], 
         trainer=trainer,
         evaluator=Evaluator(config, made.population, made.module, here.device, shards),
         clock=clock,
-        before_group=here.before_group,
+        trouble=here.trouble,
     )
 
 
@@ -295,7 +304,7 @@ def _serve(
         with _closing(transport):
             status = server.run(replaying=recorded is not None)
     except FedsimError as ended:
-        status, error = ("stalled" if isinstance(ended, StalledError) else "failed"), ended
+        status, error = _status_of(ended), ended
         record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
     vitals.write(clock())
     record.close(status, _totals(made, server.pulse, clock()), server.weights())
@@ -322,6 +331,12 @@ def _alone(made: Plan, record: RecordWriter | None, folder: Path, caller: Caller
     return Ending(status, folder, error)
 
 
+def _status_of(ended: FedsimError) -> str:
+    if isinstance(ended, StalledError):
+        return "stalled"
+    return "lost" if isinstance(ended, LostError) else "failed"
+
+
 @contextmanager
 def _closing(transport: Transport) -> Iterator[None]:
     """Stops the workers, also when rank zero failed; a bug is left to the caller, who ends all ranks."""
@@ -346,7 +361,8 @@ def _server(
     versions = VersionStore(made.layout.n_parameters, config.memory.server_versions_bytes, folder)
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
     bounds = made.bounds if recorded is None else replace(made.bounds, reserve=1)
-    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s)
+    report = _reporter(record, transport, clock)
+    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s, report)
     evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
     schedule: EventSource = made.schedule() if recorded is None else recorded
     vitals = Vitals(transport, supply, record, config.record.flush_s)
@@ -367,6 +383,15 @@ def _server(
 
 
 # ------------------------------------------------------------------------------------------------ the record
+
+
+def _reporter(record: RecordWriter, transport: Transport, clock: Callable[[], float]) -> Report:
+    """Writes what is reported into the table of failures."""
+
+    def report(worker: int, client: int, task: int, kind: str, text: str) -> None:
+        record.append("failures", (clock(), transport.rank(worker), client, task, kind, text))
+
+    return report
 
 
 def _record_plan(made: Plan) -> Any:

@@ -68,6 +68,12 @@ class Shelves:
             del self._users[worker][version]
             self._to_forget[worker][version] = None
 
+    def lose(self, worker: int) -> None:
+        """The worker died: nothing is there any more."""
+        for version in self._users[worker]:
+            self._holders[version].discard(worker)
+        self._users[worker], self._tasks[worker], self._to_forget[worker] = {}, {}, {}
+
     def forgotten(self, worker: int) -> Sequence[int]:
         """What to tell a worker to forget with the next command, at most `MAX_TASKS` versions at once."""
         waiting = self._to_forget[worker]

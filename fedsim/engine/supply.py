@@ -6,6 +6,8 @@ Every wanted task goes through these states, and no message moves it that this f
                            --trained--> HELD --fetch--> COMING --delivered--> HERE
                                          |  drop: back to READY, to be trained again
 
+What is at a worker that dies is READY again, too, for the living (`fedsim.engine.losses`).
+
 Bounds (architecture, "The semantics, settled", 8). Rank zero has room for `server_rows` updates, one of them reserved
 for the due one; room is granted before a row may travel. A worker has room for `worker_rows` results, at least a group;
 a group is posted only into free room, and for the due task the held result due last makes way. So the due task can
@@ -21,11 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from fedsim.comm.transport import Backoff, Command, Delivered, Evaluated, Failed, Trained, Transport
+from fedsim.comm.transport import Backoff, Command, Delivered, Evaluated, Failed, Lost, Message, Trained, Transport
+from fedsim.engine import losses
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import ClientError, StalledError, WorkerError
-from fedsim.schedule.placement import ANY_WORKER
+from fedsim.errors import ClientError, LostError, StalledError, WorkerError
+from fedsim.schedule.placement import ANY_WORKER, among
 from fedsim.types import Float32, Task, TaskReport, Update
 
 Key = tuple[float, float, int]
@@ -50,9 +53,15 @@ class State(IntEnum):
     HERE = 4
 
 
+_AT_WORKER = (State.POSTED, State.HELD, State.COMING)
+
+
 @dataclass(slots=True)
 class Item:
-    """A wanted task on its way; `key` orders items by when they are due, `dropped`: nobody wants it any more."""
+    """A wanted task on its way; `key` orders items by when they are due.
+
+    `granted`: it has a row of rank zero's room while it is under way; `dropped`: nobody wants it any more.
+    """
 
     task: Task
     key: Key
@@ -62,6 +71,7 @@ class Item:
     row_P: Float32 | None = None
     submitted_s: float = math.nan
     arrived_s: float = math.nan
+    granted: bool = False
     dropped: bool = False
 
 
@@ -91,7 +101,10 @@ class Bounds:
 
 
 class Supply:
-    """The tasks between dispatch and consumption. `host_of` gives a client's worker, or `ANY_WORKER`."""
+    """The tasks between dispatch and consumption. `host_of` gives a client's worker, or `ANY_WORKER`.
+
+    `report` is told of failures that are survived: worker, client, task, kind, text.
+    """
 
     def __init__(
         self,
@@ -101,9 +114,11 @@ class Supply:
         versions: VersionStore,
         clock: Callable[[], float],
         stall_timeout_s: float,
+        report: losses.Report = losses.unreported,
     ) -> None:
         self._transport = transport
-        self._host_of = host_of
+        self._home_of = self._host_of = host_of
+        self._report = report
         self._bounds = bounds
         self._versions = versions
         self._clock = clock
@@ -111,12 +126,13 @@ class Supply:
         self._backoff = Backoff(cap_s=_LONGEST_SLEEP_S)
         self._shelves = Shelves(transport.n_workers, bounds.worker_versions)
         self._desks = [Desk() for _ in range(transport.n_workers)]
+        self._living = list(range(transport.n_workers))
         self._shared: Queue = []
         self._held: Queue = []
         self._items: dict[int, Item] = {}
         self._arrived: deque[int] = deque()
         self._evaluated: list[Evaluated] = []
-        self._n_evaluating = [0] * transport.n_workers
+        self._evaluating: list[list[int]] = [[] for _ in range(transport.n_workers)]  # versions
         self._n_server_rows = 0  # here or on the way
         self._n_unserviced = 0
         self._group_s = 0.0  # what training a group takes, as of late
@@ -188,13 +204,16 @@ class Supply:
 
     def evaluate(self, version: int) -> None:
         """Sends a version to the worker with the least to do, to be evaluated there."""
+        self._versions.retain(version)
+        self._post_evaluation(version)
+
+    def _post_evaluation(self, version: int) -> None:
         n_workers = len(self._desks)
         worker = min(
-            range(n_workers),
-            key=lambda w: (self._desks[w].n_groups + self._n_evaluating[w], (w - version) % n_workers),
+            self._living,
+            key=lambda w: (self._desks[w].n_groups + len(self._evaluating[w]), (w - version) % n_workers),
         )
-        self._versions.retain(version)
-        self._n_evaluating[worker] += 1
+        self._evaluating[worker].append(version)
         coming = [version] if self._shelves.pin(worker, version) else []
         self._post(worker, Command(evaluate=version, coming=coming))
 
@@ -215,7 +234,8 @@ class Supply:
             self._put_first(due)
             self._make_way(due)
         for n_groups in range(self._bounds.n_groups):  # nobody gets a second group before everybody has one
-            for worker, desk in enumerate(self._desks):
+            for worker in self._living:
+                desk = self._desks[worker]
                 if desk.n_groups == n_groups:
                     self._post_group(worker, desk, due)
         self._fetch(due)
@@ -237,7 +257,7 @@ class Supply:
 
     def _rest_s(self) -> float:
         """How long nobody will miss the server: half a group's time while each worker has another one waiting."""
-        if any(desk.n_groups < self._bounds.n_groups for desk in self._desks):
+        if any(self._desks[worker].n_groups < self._bounds.n_groups for worker in self._living):
             return 0.0
         return min(0.5 * self._group_s, _LONGEST_REST_S)
 
@@ -260,7 +280,7 @@ class Supply:
     def _make_way(self, due: Item) -> None:
         """Drops the held result due last if no worker that could take the due task has room or will have some."""
         host = self._host_of(due.task.client)
-        workers = range(len(self._desks)) if host == ANY_WORKER else (host,)
+        workers = self._living if host == ANY_WORKER else [host]
         desks = [self._desks[worker] for worker in workers]
         if any(desk.n_groups or desk.n_rows < self._bounds.worker_rows for desk in desks):
             return
@@ -276,7 +296,7 @@ class Supply:
 
         A group's bits do not depend on its fill, so this may follow the number of workers.
         """
-        n_shares = 2 * self._bounds.n_groups * len(self._desks)
+        n_shares = 2 * self._bounds.n_groups * len(self._living)
         return min(self._bounds.group_size, max(1, len(self._items) // n_shares))
 
     def _share(self, desk: Desk) -> int:
@@ -292,7 +312,7 @@ class Supply:
         In the order of events the next dispatch may be due next. What waits at its worker is trained before it, and who
         runs out of tasks meanwhile stands idle: so a group stays here for each worker that could take it.
         """
-        n_sharing = 0 if not self._bounds.reserve else 1 if desk.ready else len(self._desks)
+        n_sharing = 0 if not self._bounds.reserve else 1 if desk.ready else len(self._living)
         return fill * (1 + n_sharing)
 
     def _post_group(self, worker: int, desk: Desk, due: Item | None) -> None:
@@ -316,8 +336,8 @@ class Supply:
         versions = [item.task.base_version for item in group]
         coming = [version for version in versions if self._shelves.pin_for_task(worker, version)]
         send = [self._grant(item is due) for item in group]
-        for item in group:
-            item.state, item.worker = State.POSTED, worker
+        for item, granted in zip(group, send, strict=True):
+            item.state, item.worker, item.granted = State.POSTED, worker, granted
         desk.n_groups += 1
         desk.n_rows += len(group)
         self._post(worker, Command([item.task for item in group], send, coming))
@@ -377,12 +397,12 @@ class Supply:
 
     @staticmethod
     def _request(item: Item, requests: dict[int, list[int]]) -> None:
-        item.state = State.COMING
+        item.state, item.granted = State.COMING, True
         requests.setdefault(item.worker, []).append(item.task.task)
 
     # ------------------------------------------------------------------------------ messages
 
-    def _handle(self, message: Trained | Delivered | Evaluated | Failed) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
             case Trained():
                 self._trained(message)
@@ -391,12 +411,42 @@ class Supply:
                     self._desks[message.worker].n_rows -= 1
                     self._here(self._items[number], row_P)
             case Evaluated():
-                self._n_evaluating[message.worker] -= 1
+                self._evaluating[message.worker].remove(message.version)
                 self._shelves.unpin(message.worker, message.version)
                 self.release_version(message.version)
                 self._evaluated.append(message)
             case Failed():
                 raise (ClientError if message.is_user_error else WorkerError)(message.text)
+            case Lost():
+                self._lose(message)
+
+    def _lose(self, message: Lost) -> None:
+        """Gives what a worker had that died to the living.
+
+        Raises:
+            LostError: nobody is left.
+        """
+        worker = message.worker
+        self._report(worker, -1, -1, losses.WORKER_LOST, message.text)
+        self._living.remove(worker)
+        if not self._living:
+            raise LostError(f"lost: {message.text}, and no worker is left")
+        self._shelves.lose(worker)
+        self._host_of = among(self._living, len(self._desks), self._home_of)
+        desk, self._desks[worker] = self._desks[worker], Desk()
+        for key, number in desk.ready:
+            item = self._items.get(number)
+            if item is not None and item.state is State.READY and item.key == key:
+                self._enqueue(item)
+        for item in [item for item in self._items.values() if item.worker == worker and item.state in _AT_WORKER]:
+            self._n_server_rows -= item.granted
+            if item.dropped:
+                self._forget(item)
+            else:
+                self._enqueue(item)
+        evaluating, self._evaluating[worker] = self._evaluating[worker], []
+        for version in evaluating:
+            self._post_evaluation(version)
 
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]
@@ -442,7 +492,7 @@ class Supply:
         silent_s = self._clock() - self._last_sign_s
         if silent_s <= self._stall_timeout_s:
             return
-        n_out = sum(desk.n_groups for desk in self._desks) + sum(self._n_evaluating)
+        n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating))
         if n_out:
             raise StalledError(
                 f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedsim.comm.faults import Trouble
 from fedsim.comm.transport import Counters, Delivered, Evaluated, Failed, Trained, empty_rows
 from fedsim.errors import FedsimError
 from fedsim.types import EvaluationRow, Float32, Task, TaskReport
@@ -51,7 +52,7 @@ class Worker:
         trainer: Trainer,
         evaluator: Evaluator,
         clock: Callable[[], float],
-        before_group: Callable[[], None],
+        trouble: Trouble,
     ) -> None:
         self._index = index
         self._host = host
@@ -59,7 +60,7 @@ class Worker:
         self._trainer = trainer
         self._evaluator = evaluator
         self._clock = clock
-        self._before_group = before_group
+        self._trouble = trouble
         self._versions: dict[int, Float32] = {}
         self._held: dict[int, Float32] = {}
         self._current: Sequence[Task] = ()
@@ -69,7 +70,7 @@ class Worker:
     def train(self, tasks: Sequence[Task], send: Sequence[bool], progress: Callable[[], None]) -> Trained:
         """The reports of a group, with the rows that are to be sent at once; the others are held."""
         self._current = tasks
-        self._before_group()
+        self._trouble.before_group(tasks)
         start_s = self._clock()
         out_GP = empty_rows(len(tasks), self._n_parameters)
         reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
@@ -95,6 +96,10 @@ class Worker:
         for task in tasks:
             del self._held[task]
 
+    def before_versions(self) -> None:
+        """Called when versions are about to come in."""
+        self._trouble.before_versions()
+
     def learn(self, version: int, vector_P: Float32) -> None:
         """Keeps a version, shape (P,), until told to forget it."""
         self._versions[version] = vector_P
@@ -106,6 +111,7 @@ class Worker:
 
     def evaluate(self, version: int) -> Evaluated:
         """The test results of a known version."""
+        self._trouble.before_evaluation()
         start_s = self._clock()
         rows = self._evaluator.evaluate(self._versions[version])
         self.counters.evaluating_s += self._clock() - start_s

@@ -25,7 +25,7 @@ Tensors = tuple[tuple[str, tuple[int, ...], int], ...]
 NO_INT = -1
 NO_FLOAT = float("nan")
 
-STATUSES = ("running", "done", "stopped", "stalled", "failed")
+STATUSES = ("running", "done", "stopped", "stalled", "failed", "lost")
 """What `run/status` can say. `running` in a file that nobody writes any more means that the run was killed."""
 
 STATUS_BYTES = 16

@@ -7,7 +7,7 @@ so far; `dynamic` hosts nobody: any worker may take any task. None of them chang
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,3 +42,16 @@ def balanced_hosts(sizes: Int64, n_workers: int) -> Int64:
         hosts[client] = worker
         heapq.heapreplace(loads, (load + int(sizes[client]), worker))
     return hosts
+
+
+def among(living: Sequence[int], n_workers: int, host_of: Callable[[int], int]) -> Callable[[int], int]:
+    """The same function where some of the workers died: their clients are dealt to the `living` by their number."""
+    alive = set(living)
+
+    def host(client: int) -> int:
+        worker = host_of(client)
+        if worker == ANY_WORKER or worker in alive:
+            return worker
+        return living[client // n_workers % len(living)]
+
+    return host

@@ -85,6 +85,17 @@ def start() -> Start:
 
 
 @pytest.fixture(scope="session")
+def start_tolerant() -> Start:
+    """Like `start`, where a rank's death does not end the others."""
+
+    def starter(n: int, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        launcher = [_open_mpi(), "--with-ft", "ulfm", "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+        return _run(_parts(launcher, [(n, [sys.executable, "-m", "fedsim", *words])]), env or {})
+
+    return starter
+
+
+@pytest.fixture(scope="session")
 def start_mixed() -> Start:
     """`start_mixed((n, words, env), ...)`: ranks of one world that were given different words or environments."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Delivered, Evaluated, Message, Trained
+from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Delivered, Evaluated, Lost, Message, Trained
 from fedsim.engine.supply import Bounds, State, Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.schedule.placement import placement
@@ -58,8 +58,10 @@ class Worker:
 class Network:
     """The transport: `poll` moves a random number of things on, then hands over what has come in."""
 
-    def __init__(self, n_workers: int, bounds: Bounds, draws: random.Random) -> None:
+    def __init__(self, n_workers: int, bounds: Bounds, draws: random.Random, p_death: float) -> None:
         self.n_workers = n_workers
+        self.p_death = p_death
+        self.dead: set[int] = set()
         self.workers = [Worker(index) for index in range(n_workers)]
         self.bounds, self.draws = bounds, draws
         self.rows_out: set[int] = set()  # rows that left a worker and are not consumed or thrown away: rank zero's
@@ -75,6 +77,8 @@ class Network:
     def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
         assert len(versions) == len(command.coming) and len(command.tasks) == len(command.send)
         assert len(command.tasks) <= self.bounds.group_size
+        if worker in self.dead:
+            return
         model = self.workers[worker]
         model.n_evaluating += command.evaluate != NO_VERSION
         model.commands.append((command, [vector_P.copy() for vector_P in versions], model.n_evaluating))
@@ -93,7 +97,18 @@ class Network:
             if actions:
                 messages += self.draws.choice(actions)(worker)
             self._check_room(worker)
+        if len(self.dead) + 1 < self.n_workers and self.draws.random() < self.p_death:
+            messages.append(self._die(self.draws.choice([w for w in self.workers if w.index not in self.dead])))
         return messages
+
+    def _die(self, worker: Worker) -> Message:
+        """A worker takes all that it has with it, the messages that it has sent and that are not here yet, too."""
+        self.dead.add(worker.index)
+        for message in worker.leaving:
+            self.rows_out.difference_update(rows_of(message))
+        self.workers[worker.index] = Worker(worker.index)
+        self.polls_in_vain = 0
+        return Lost(worker.index, "died")
 
     def counters(self, worker: int) -> Counters:
         return Counters()
@@ -169,9 +184,11 @@ class Network:
 class Federation:
     """A little engine: tasks with random arrivals, versions, evaluations, and what it is asked to give up."""
 
-    def __init__(self, bounds: Bounds, n_workers: int, kind: Any, seed: int, versions_in_memory: int) -> None:
+    def __init__(
+        self, bounds: Bounds, n_workers: int, kind: Any, seed: int, versions_in_memory: int, p_death: float
+    ) -> None:
         self.draws = random.Random(seed)
-        self.network = Network(n_workers, bounds, self.draws)
+        self.network = Network(n_workers, bounds, self.draws, p_death)
         self.versions = VersionStore(N_PARAMETERS, 4 * N_PARAMETERS * versions_in_memory)
         self.versions.add(0, version_vector(0))
         self.version = 0
@@ -290,15 +307,18 @@ def take_any(due: list[tuple[float, float, int, Task]], draws: random.Random) ->
     return entry
 
 
+P_DEATHS = st.sampled_from([0.0, 0.0, 0.01, 0.1])
 KINDS = st.sampled_from(["home", "balanced", "dynamic"])
 SEEDS = st.integers(0, 2**32)
 
 
-@given(some_bounds(1), st.integers(1, 4), KINDS, st.integers(1, 12), SEEDS)
+@given(some_bounds(1), st.integers(1, 4), KINDS, st.integers(1, 12), SEEDS, P_DEATHS)
 @settings(max_examples=250, deadline=None)
-def test_in_the_order_of_events(bounds: Bounds, n_workers: int, kind: str, concurrency: int, seed: int) -> None:
+def test_in_the_order_of_events(
+    bounds: Bounds, n_workers: int, kind: str, concurrency: int, seed: int, p_death: float
+) -> None:
     """The virtual clock: the earliest is brought, whoever trains it; some tasks are given up before they are due."""
-    federation = Federation(bounds, n_workers, kind, seed, versions_in_memory=1 + seed % 3)
+    federation = Federation(bounds, n_workers, kind, seed, 1 + seed % 3, p_death)
     draws = federation.draws
     due: list[tuple[float, float, int, Task]] = []
     now_s = 0.0
@@ -315,15 +335,18 @@ def test_in_the_order_of_events(bounds: Bounds, n_workers: int, kind: str, concu
         federation.consumed(task)
         if draws.random() < 0.6:
             federation.publish()
+    event(f"{len(federation.network.dead)} workers died")
     event("trained again" if federation.supply.n_retrained else "never again")
     federation.settle()
 
 
-@given(some_bounds(0), st.integers(1, 4), KINDS, st.integers(1, 12), SEEDS)
+@given(some_bounds(0), st.integers(1, 4), KINDS, st.integers(1, 12), SEEDS, P_DEATHS)
 @settings(max_examples=250, deadline=None)
-def test_in_the_order_of_arrival(bounds: Bounds, n_workers: int, kind: str, concurrency: int, seed: int) -> None:
+def test_in_the_order_of_arrival(
+    bounds: Bounds, n_workers: int, kind: str, concurrency: int, seed: int, p_death: float
+) -> None:
     """The wall clock: what comes in is consumed; rounds end and give up tasks in every state."""
-    federation = Federation(bounds, n_workers, kind, seed, versions_in_memory=2)
+    federation = Federation(bounds, n_workers, kind, seed, 2, p_death)
     draws = federation.draws
     open_tasks: dict[int, Task] = {}
     n_consumed = 0

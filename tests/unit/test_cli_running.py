@@ -195,7 +195,7 @@ def test_expected_errors_are_told_once(config_path: Path, tmp_path: Path, words:
 FAILING = """
 import sys
 from fedsim.cli import main
-from fedsim.engine import launching, run
+from fedsim.engine import leaving, run
 from fedsim.errors import RecordError
 
 def failing(path, overrides, out, caller):
@@ -205,7 +205,7 @@ def failing(path, overrides, out, caller):
     comm.recv(source={rank}, tag=99)  # what never comes
 
 run.run_file = failing
-launching.leave.__defaults__ = (1.0,)
+leaving.leave.__defaults__ = (1.0, leaving.os._exit)
 main(["run", sys.argv[1]])
 """
 

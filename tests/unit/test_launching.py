@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedsim.engine import launching
-from fedsim.engine.launching import ALONE, Announcement, StopSignals, World, announced, find_world, leave, speaks
+from fedsim.engine.launching import ALONE, Announcement, StopSignals, World, announced, find_world, speaks
 from fedsim.errors import LaunchError
 
 STEP = {
@@ -176,37 +176,7 @@ def test_announcements_in_words() -> None:
     assert Announcement("OMPI_COMM_WORLD_SIZE", "1", 1, 0).is_single
 
 
-# ------------------------------------------------------------------------------------------------- leaving
-
-
-class Request:
-    """Complete at the n-th test."""
-
-    def __init__(self, tests: float) -> None:
-        self.left = tests
-
-    def Test(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
-def world_leaving_after(tests: float) -> tuple[World, FakeComm]:
-    comm = FakeComm(1, 3)
-    return World(1, 3, comm, SimpleNamespace(Ibarrier=lambda: Request(tests))), comm
-
-
-def test_leaving_waits_for_the_others() -> None:
-    world, comm = world_leaving_after(30)
-    leave(world, 0, timeout_s=0.0)
-    leave(ALONE, 2)
-    assert not comm.aborted
-
-
-def test_leaving_with_an_error_aborts_those_who_never_come() -> None:
-    world, comm = world_leaving_after(float("inf"))
-    with pytest.raises(SystemExit):
-        leave(world, 2, timeout_s=0.02)
-    assert comm.aborted == [2]
+# ------------------------------------------------------------------------------------------------- signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fedsim import aggregation
+from fedsim.comm.faults import Trouble
 from fedsim.comm.inline import InlineTransport
 from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Message
 from fedsim.config import RunConfig, StopConfig, TiersSchedule
@@ -179,7 +180,7 @@ class Bench:
 
     def _run(self, config: RunConfig, schedule: Any, replaying: bool) -> Result:
         workers = [
-            Worker(index, "here", N_PARAMETERS, Arithmetic(), self.evaluator, self.clock, lambda: None)
+            Worker(index, "here", N_PARAMETERS, Arithmetic(), self.evaluator, self.clock, Trouble())
             for index in range(self.n_workers)
         ]
         transport: Any = InlineTransport(workers[0]) if self.n_workers == 1 else Shuffled(workers, self.seed)

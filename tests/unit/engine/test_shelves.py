@@ -81,3 +81,13 @@ def test_a_command_holds_so_many_names_at_most() -> None:
     parts = [shelves.forgotten(0) for _ in range(4)]
     assert [len(part) for part in parts] == [MAX_TASKS, MAX_TASKS, 3, 0]
     assert [version for part in parts for version in part] == list(range(n))
+
+
+def test_a_dead_worker_knows_nothing() -> None:
+    shelves = Shelves(2, 3)
+    assert shelves.pin_for_task(0, 1) and shelves.pin(0, 2) and shelves.pin(1, 1)
+    shelves.retire(2)
+    shelves.lose(0)
+    assert shelves.forgotten(0) == [] and shelves.room(0) == 3
+    shelves.retire(1)
+    assert shelves.forgotten(0) == [] and shelves.forgotten(1) == [1]

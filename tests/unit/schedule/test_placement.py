@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from fedsim.schedule.clock import WallClock
-from fedsim.schedule.placement import ANY_WORKER, balanced_hosts, placement
+from fedsim.schedule.placement import ANY_WORKER, among, balanced_hosts, placement
 from fedsim.schedule.tiers import tiers
 
 
@@ -50,3 +52,19 @@ def test_the_wall_clock_counts_from_its_start() -> None:
     readings = iter([100.0, 100.5, 103.0])
     clock = WallClock(offset_s=7.0, source=lambda: next(readings))
     assert clock() == 7.5 and clock() == 10.0
+
+
+@pytest.mark.parametrize("kind", ["home", "balanced"])
+def test_only_the_clients_of_the_dead_move(kind: Any) -> None:
+    sizes = np.arange(1, 101)
+    host_of = placement(kind, 4, sizes)
+    moved = among([0, 3], 4, host_of)
+    hosts = [(host_of(client), moved(client)) for client in range(100)]
+    assert all(after == before for before, after in hosts if before in (0, 3))
+    new = [after for before, after in hosts if before not in (0, 3)]
+    assert set(new) == {0, 3} and 0.3 < new.count(0) / len(new) < 0.7
+    assert [among([0, 3], 4, host_of)(client) for client in range(100)] == [after for _, after in hosts]
+
+
+def test_nobody_hosts_among_the_living_either() -> None:
+    assert among([1], 3, placement("dynamic", 3, None))(5) == ANY_WORKER

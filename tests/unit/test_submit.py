@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from fedsim.cli import cli, exit_code_of
 from fedsim.errors import ConfigError, LaunchError
-from fedsim.jobs import Job, Machine, text
-from fedsim.jobs.machine import OPTIONS, load
+from fedsim.jobs.batch import Job, text
+from fedsim.jobs.machine import OPTIONS, Machine, load
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

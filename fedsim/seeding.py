@@ -58,9 +58,10 @@ def _mix64(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def stream_key(seed: int, purpose: Purpose) -> int:
-    """The 64-bit Philox key of all streams of one purpose."""
-    return _mix64(_mix64(seed) ^ int(purpose))
+def stream_key(seed: int, purpose: Purpose, part: int = 0) -> int:
+    """The 64-bit Philox key of all streams of one purpose, or of a part of it, such as a layer of a model."""
+    key = _mix64(_mix64(seed) ^ int(purpose))
+    return _mix64(key ^ _mix64(part)) if part else key
 
 
 def philox(key: int, c0: UInt64, c1: UInt64, c2: UInt64, c3: UInt64) -> tuple[UInt64, UInt64, UInt64, UInt64]:
@@ -132,6 +133,27 @@ def generator(seed: int, purpose: Purpose, client: int = 0, task: int = 0) -> np
     key = np.array([stream_key(seed, purpose), client], dtype=np.uint64)
     counter = np.array([0, 0, 0, task], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def long_bits(
+    seed: int, purpose: Purpose, clients_G: NDArray[np.int64], tasks_G: NDArray[np.int64], n: int, first: int, part: int
+) -> UInt64:
+    """64-bit words `first` .. `first + n` of long streams (client, task): (G, n), uint64; `first` is a multiple of 4.
+
+    They are what `generator`'s bit generator gives for each key, and for each `part` of the purpose other ones. One
+    generator serves all keys: setting its state takes 1 us and a word 4 ns, where `bits` takes 50 ns a word.
+    """
+    assert first % 4 == 0
+    words_GN = np.empty((clients_G.size, n), dtype=np.uint64)
+    philox4x64 = np.random.Philox(key=0)
+    state: Any = philox4x64.state
+    key = stream_key(seed, purpose, part)
+    for words_N, client, task in zip(words_GN, clients_G.tolist(), tasks_G.tolist(), strict=True):
+        state["state"]["key"] = np.array([key, client], dtype=np.uint64)
+        state["state"]["counter"] = np.array([first // 4, 0, 0, task], dtype=np.uint64)
+        philox4x64.state = state
+        words_N[:] = philox4x64.random_raw(n)
+    return words_GN
 
 
 def normals(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -65,15 +65,7 @@ from fedsim.config.devices import (
     TraceLaw,
 )
 from fedsim.config.models import CnnModel, LogisticModel, MlpModel, ModelConfig
-from fedsim.config.run import (
-    CheckpointConfig,
-    EvaluationConfig,
-    MemoryConfig,
-    RecordConfig,
-    RunConfig,
-    StopConfig,
-    TargetConfig,
-)
+from fedsim.config.run import EvaluationConfig, MemoryConfig, RecordConfig, RunConfig, StopConfig, TargetConfig
 from fedsim.config.schedule import (
     AsyncSchedule,
     BufferedSchedule,
@@ -103,7 +95,6 @@ __all__ = [
     "AvailabilityConfig",
     "BufferedSchedule",
     "Bytes",
-    "CheckpointConfig",
     "Classes",
     "CnnModel",
     "ComputeConfig",

@@ -22,6 +22,7 @@ from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
 from fedsim.training.groupbatches import Feed, GroupBatches
+from fedsim.training.noise import Keys, keys_of
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.shards import DeviceShard, ShardCache
 from fedsim.training.weights import Weights, update_norms
@@ -39,10 +40,11 @@ class Machine(Protocol):
     batches: GroupBatches
     carries_rate: bool
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """Takes new clients: their base vectors and learning rates; the rows may be one row repeated.
 
-        `linear_GP` is what is added to each of their gradients, if the machine was built with `has_linear`.
+        `keys` are those of their masks. `linear_GP` is what is added to each of their gradients, if the machine was
+        built with `has_linear`.
         """
 
     def begin_block(self, n_slots: int, n_block: int) -> None:
@@ -149,7 +151,8 @@ class GroupTrainer:
     ) -> tuple[Float64, dict[int, tuple[int, float]]]:
         """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
         machine, tasks = self._machine, slots.tasks
-        machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB), slots.linear_GP)
+        keys = keys_of(self._config.seed, tasks)
+        machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB), keys, slots.linear_GP)
         carries_rate, seed = machine.carries_rate, self._config.seed
         feed = Feed(machine.batches, self._training, seed, tasks, shards, carries_rate=carries_rate)
         losses_G2 = np.full((len(tasks), 2), math.nan)

@@ -67,7 +67,8 @@ class LoopTrainer:
         self._optimizer = optimizers.build(self._training.optimizer, self._parameters)
         self._objective = objectives.objective(self._training.objective, self._parameters)
         self._linear = objectives.Linear(self._parameters) if has_linear else None
-        self._draws = noise.draws(self._module)
+        self._noise = noise.find(module, population.sample_shape)
+        self._masks = noise.TaskMasks(self._training.batch_size, device)
 
     def train(
         self,
@@ -95,7 +96,8 @@ class LoopTrainer:
         optimizers.restart(self._optimizer, task.learning_rate)
         self._objective.start()
         before = self._full_loss(shard)
-        with noise.keyed(self._config.seed, task, self._device) if self._draws else nullcontext():
+        self._masks.start(noise.keys_of(self._config.seed, [task]))
+        with noise.keyed(self._config.seed, task, self._device) if self._noise.is_global else nullcontext():
             losses = self._fit(task, shard, progress)
         losses = (before, self._full_loss(shard)) if self._config.record.losses == "full" else losses
         self._weights.read(out_P)
@@ -129,7 +131,9 @@ class LoopTrainer:
         """The task loss of a batch, detached; leaves the gradient of the client's objective, clipped, in `grad`."""
         for parameter in self._parameters:
             parameter.grad = None
-        loss = self._loss.mean(self._module(x_B), y_B)
+        with self._masks if self._noise.dropouts else nullcontext():
+            outputs_B = self._module(x_B)
+        loss = self._loss.mean(outputs_B, y_B)
         torch.autograd.backward(loss)
         self._objective.add_gradient()
         if self._linear is not None:

@@ -6,6 +6,7 @@ Shapes: `G` slots, `P` parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +15,16 @@ from fedsim.config import TrainingConfig
 from fedsim.training.fused import optimizers
 from fedsim.training.fused.memory import Places
 from fedsim.training.groupbatches import GroupBatches
+from fedsim.training.noise import Dropout, Keys, Masks
 from fedsim.training.objectives import TaskLoss
 
 
 class SlabMachine:
-    """Weights of `n_slots` clients; whoever derives from it adds the step. Fewer than `min_slots` are never at work."""
+    """Weights of `n_slots` clients; whoever derives from it adds `compute`. Fewer than `min_slots` are never at work.
+
+    On a GPU all slots always compute (`is_fixed`), because a client's bits can depend on how many do. Slots without a
+    task, and those whose task is through, rest: their samples weigh nothing, and their learning rate is zero.
+    """
 
     def __init__(
         self,
@@ -32,7 +38,9 @@ class SlabMachine:
         dtype: torch.dtype,
         has_linear: bool = False,
         n_block: int | None = None,
+        dropouts: Sequence[Dropout] = (),
     ) -> None:
+        self.is_fixed = device.type != "cpu"
         self.min_slots = min_slots
         self.n_slots = max(n_slots, min_slots)
         self.weights = places.slab(self.n_slots, dtype, device)
@@ -43,17 +51,45 @@ class SlabMachine:
         self.batches = GroupBatches(
             self.n_slots, training.batch_size, self.n_features, dtype, padding, device, n_block
         )  # fmt: skip
+        self.masks = Masks(dropouts, self.n_slots, training.batch_size, dtype, device)
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
+        self._n_at_work = 0
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
         n_slots = base_GP.shape[0]
         self.weights.load(self._here(base_GP))
         self._rates_G1[:n_slots] = rates_G1
         linear = None if linear_GP is None else self._here(linear_GP)
         self.stepper.start(n_slots, self._rates_G1, linear)
-        if n_slots < self.min_slots:
-            self.batches.scale_GKB[n_slots : self.min_slots].zero_()
+        self.masks.start(keys)
+        self._n_at_work = self.n_slots
+        self._rest(n_slots)
+
+    def step(self, k: int, n_slots: int) -> None:
+        """See `fedsim.training.group.Machine.step`."""
+        self._rest(n_slots)
+        self.masks.advance(n_slots)
+        g, batches = self.n_slots if self.is_fixed else max(n_slots, self.min_slots), self.batches
+        self.compute(
+            batches.x_GKBF[:g, k],
+            batches.targets_GKB[:g, k],
+            batches.scale_GKB[:g, k],
+            batches.pieces_GKB[:g, k],
+        )
+        self.stepper.step(g)
+
+    def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+        """Puts the gradients of a step's batches where the stepper wants them, and fills `pieces_gB`."""
+        raise NotImplementedError
+
+    def _rest(self, n_slots: int) -> None:
+        """Lets all slots from `n_slots` on rest."""
+        if n_slots < self._n_at_work:
+            resting = slice(n_slots, self._n_at_work)
+            self.batches.scale_GKB[resting].zero_()
+            self._rates_G1[resting].zero_()
+            self._n_at_work = n_slots
 
     def begin_block(self, n_slots: int, n_block: int) -> None:
         """See `fedsim.training.group.Machine.begin_block`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -116,27 +117,27 @@ class StackedMachine(SlabMachine):
         dtype: torch.dtype = torch.float32,
         has_linear: bool = False,
     ) -> None:
-        check(module, sample_shape, loss)
+        dropouts = check(module, sample_shape, loss)
         places = Places(Layout.of(module), [])
-        super().__init__(places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype, has_linear)
+        super().__init__(
+            places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype, has_linear, None, dropouts
+        )  # fmt: skip
         self._shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self._sample_shape = sample_shape
         self._gradient = gradient_of(copy.deepcopy(module).train(), loss)
         self._parameters = cache(self._views)
         self._steady = Steady()  # type: ignore[no-untyped-call]
 
-    def step(self, k: int, n_slots: int) -> None:
-        """See `fedsim.training.group.Machine.step`."""
-        g, batches, target = max(n_slots, self.min_slots), self.batches, self.stepper.target
-        x = batches.x_GKBF[:g, k, :, : self.n_features].reshape(g, batches.n_batch, *self._sample_shape)
+    def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+        """See `SlabMachine.compute`."""
+        (g, n_batch), target = scale_gB.shape, self.stepper.target
+        x = x_gBF[:, :, : self.n_features].reshape(g, n_batch, *self._sample_shape)
+        masks = tuple(mask[:g] for mask in self.masks.now)
         with self._steady:
-            gradients, each_gB = self._gradient(
-                self._parameters(g), x, batches.targets_GKB[:g, k].clone(), batches.scale_GKB[:g, k].clone()
-            )
-        batches.pieces_GKB[:g, k] = each_gB
+            gradients, each_gB = self._gradient(self._parameters(g), x, targets_gB.clone(), scale_gB.clone(), masks)
+        pieces_gB.copy_(each_gB)
         for name, gradient in gradients.items():
             target.add_vector(target.slab.flat(name, g), gradient.reshape(g, -1))
-        self.stepper.step(g)
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """See `fedsim.training.group.Machine.sample_losses`."""
@@ -151,18 +152,25 @@ class StackedMachine(SlabMachine):
 
 
 def gradient_of(module: nn.Module, loss: TaskLoss) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
-    """Gradients by parameter, and the losses (g, B), of stacked parameters, samples, targets and scales (g, B)."""
+    """Gradients by parameter and losses (g, B), of stacked parameters, samples, targets, scales (g, B) and masks."""
 
-    def scaled(parameters: dict[str, Tensor], x_B: Tensor, y_B: Tensor, scale_B: Tensor) -> tuple[Tensor, Tensor]:
-        each_B = loss.each(functional_call(module, parameters, (x_B,)), y_B)
+    def scaled(
+        parameters: dict[str, Tensor], x_B: Tensor, y_B: Tensor, scale_B: Tensor, masks: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        with noise.Masked(lambda number, rate, shape: masks[number]) if masks else nullcontext():
+            outputs = functional_call(module, parameters, (x_B,))
+        each_B = loss.each(outputs, y_B)
         return (each_B * scale_B).sum(), each_B
 
     gradient: Callable[..., tuple[dict[str, Tensor], Tensor]] = vmap(grad(scaled, has_aux=True))
     return gradient
 
 
-def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> None:
-    """Raises UnsupportedError, naming the layer, for a module that torch.func cannot train with padded batches."""
+def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> tuple[noise.Dropout, ...]:
+    """The uses of dropout of a module that torch.func can train with padded batches.
+
+    Raises UnsupportedError, naming the layer, for one that it cannot train.
+    """
     for name, layer in reversed(list(module.named_modules())):  # what is inside comes first
         reason = _reason(layer)
         if reason is not None:
@@ -172,11 +180,16 @@ def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> N
         raise UnsupportedError("two layers share a parameter")
     parameters = {name: p.detach().expand(2, *p.shape) for name, p in module.named_parameters()}
     x, y = torch.zeros((2, 2, *sample_shape)), loss.padding.expand(2, 2, *loss.padding.shape)
+    found = noise.find(module, sample_shape)
+    if found.is_global:
+        raise UnsupportedError(f"{type(module).__name__} draws random numbers other than those of dropout")
+    masks = tuple(torch.ones(2, 2, *dropout.shape) for dropout in found.dropouts)
     try:
-        gradient_of(copy.deepcopy(module), loss)(parameters, x, y, torch.ones(2, 2))
+        gradient_of(copy.deepcopy(module).train(), loss)(parameters, x, y, torch.ones(2, 2), masks)
     except Exception as error:  # whatever the module's code does that torch.func cannot
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedError(f"torch.func cannot train {type(module).__name__}: {reason}") from error
+    return found.dropouts
 
 
 def _reason(layer: nn.Module) -> str | None:
@@ -185,7 +198,7 @@ def _reason(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.Conv2d):
         return "only two-dimensional convolutions give a client the same bits in any group"
     if noise.draws(layer):
-        return "it draws random numbers"
+        return "it draws random numbers other than those of dropout"
     if any(not p.requires_grad for p in layer.parameters(recurse=False)):
         return "it has parameters that are not trained"
     return None

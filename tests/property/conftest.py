@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from fedsim.types import Shard
 
 
 class Residual(nn.Module):
@@ -81,12 +84,63 @@ def pooled() -> nn.Module:
     )
 
 
+class Dropping(nn.Module):
+    """Dropout of channels, of numbers, of the samples themselves and by a function; one layer is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sparse = nn.Dropout(0.1)
+        self.first = nn.Conv2d(2, 5, 3)
+        self.channels = nn.Dropout2d(0.4)
+        self.pool = nn.AdaptiveMaxPool2d((3, 2))
+        self.second = nn.Linear(30, 13)
+        self.some = nn.Dropout(0.5)
+        self.last = nn.Linear(13, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.channels(self.first(self.sparse(x))))
+        x = self.some(self.pool(x).flatten(1))
+        x = self.some(torch.tanh(self.second(x)))
+        return self.last(nn.functional.dropout(x, 0.2, self.training))
+
+
+class Text(nn.Module):
+    """Tokens as vectors, some of them dropped whole, averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(23, 11, padding_idx=0)
+        self.words = nn.Dropout1d(0.3)
+        self.up = nn.Linear(11, 13)
+        self.out = nn.Linear(13, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.up(self.words(self.embedding(x.long()))))
+        return self.out(x.mean(1))
+
+
+def tokens() -> nn.Module:
+    return nn.Sequential(
+        AsTokens(), nn.Embedding(7, 3), nn.GELU(), nn.Flatten(), nn.Dropout(0.5), nn.LayerNorm(27), nn.Linear(27, 5)
+    )
+
+
+class AsTokens(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.long()
+
+
+VOCABULARIES = {"text": 23, "tokens": 7}  # modules whose samples are tokens
+
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (2, 9, 7)),
     "mixer": (Mixer, (7, 11)),
     "strided": (strided, (2, 11, 9)),
     "deep": (deep, (2, 9, 7)),
     "pooled": (pooled, (2, 9, 7)),
+    "dropping": (Dropping, (2, 9, 7)),
+    "text": (Text, (6,)),
+    "tokens": (tokens, (9,)),
 }
 
 
@@ -97,6 +151,20 @@ def _make(name: str, seed: int) -> tuple[nn.Module, tuple[int, ...]]:
         module = build()
         module(torch.zeros(2, *shape))
     return module, shape
+
+
+@pytest.fixture
+def make_samples(make_shard: Callable[..., Shard]) -> Callable[..., Shard]:
+    """`make_samples(name, n, seed)`: samples for the module of that name."""
+
+    def make(name: str, n: int, seed: int) -> Shard:
+        shard = make_shard(n, MODULES[name][1], 5, seed=seed)
+        if name not in VOCABULARIES:
+            return shard
+        tokens = np.random.default_rng(seed).integers(0, VOCABULARIES[name], shard.x.shape)
+        return Shard(tokens.astype(np.float32), shard.y)
+
+    return make
 
 
 @pytest.fixture

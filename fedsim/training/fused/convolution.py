@@ -92,6 +92,33 @@ def pair(size: int | tuple[int, ...]) -> list[int]:
     return [size, size] if isinstance(size, int) else list(size)
 
 
+class AdaptiveMaxPool2d:
+    """The largest of windows that give the size asked for, plane by plane; the first of equal ones, as `MaxPool2d`."""
+
+    def __init__(self, x: Value, out_shape: tuple[int, ...]) -> None:
+        self._x = x.m
+        self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=x.m.needs_grad, is_fixed=False))
+        self._y = self.y.m
+        self._size = list(out_shape[1:])
+        self._held: tuple[Tensor, Tensor]
+
+    def forward(self) -> None:
+        x = self._x.t.contiguous()
+        y, indices = _aten.adaptive_max_pool2d(x, self._size)
+        self._held = x, indices
+        self._y.t = y.contiguous(memory_format=torch.channels_last)
+
+    def backward(self) -> None:
+        x = self._x
+        if not x.needs_grad:
+            return
+        dx = _aten.adaptive_max_pool2d_backward(self._y.grad.contiguous(), *self._held)
+        if x.is_fixed:
+            x.grad.copy_(dx)
+        else:
+            x.grad = dx.contiguous(memory_format=torch.channels_last)
+
+
 class AveragePool2d:
     """The mean of each window; for an adaptive layer, of windows that give the size asked for.
 

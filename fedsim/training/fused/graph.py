@@ -6,6 +6,7 @@ torch.fx runs the module's own code once with symbols for tensors. Functions tha
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,20 @@ class Add(nn.Module):
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a + b
+
+
+class Tokens(nn.Module):
+    """Numbers as whole ones, which an embedding takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.long()
+
+
+class TokenMean(nn.Module):
+    """The mean over the last axis but one, such as the tokens of a text."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(-2)
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ def trace(module: nn.Module, sample_shape: tuple[int, ...]) -> list[Node]:
 
     Raises UnsupportedError for what is no chain or graph of layers.
     """
+    module = copy.deepcopy(module).train()  # what a function such as dropout is told of training is part of the graph
     graph = _symbolic(module)
     values: dict[fx.Node, int] = {}
     nodes: list[Node] = []
@@ -67,6 +83,7 @@ def trace(module: nn.Module, sample_shape: tuple[int, ...]) -> list[Node]:
         else:
             layer, name = _layer(module, found)
             inputs = tuple(values[a] for a in found.args if isinstance(a, fx.Node) and a in values)
+            layer = _means_tokens(layer, found.name, [shapes[i] for i in inputs])
             nodes.append(Node(layer, inputs, name, _shape(layer, name, [shapes[i] for i in inputs])))
             shapes.append(nodes[-1].shape)
             values[found] = len(nodes)
@@ -114,6 +131,31 @@ def _relu(inplace: bool = False) -> nn.Module:
     return nn.ReLU()
 
 
+def _dropout(kind: type[nn.Dropout] | type[nn.Dropout1d] | type[nn.Dropout2d]) -> Callable[..., nn.Module]:
+    def make(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+        return kind(p) if training else nn.Identity()
+
+    return make
+
+
+class _Mean(nn.Module):
+    """A mean over an axis that is not looked at yet."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+
+def _means_tokens(layer: nn.Module, name: str, shapes: list[tuple[int, ...]]) -> nn.Module:
+    """The layer, if it is no mean or one over the last axis but one."""
+    if not isinstance(layer, _Mean):
+        return layer
+    (shape,) = shapes
+    is_met = len(shape) > 1 and layer.dim in (-2, len(shape) - 1)
+    _require(is_met, name, f"a mean over axis {layer.dim} has no fused form; only one over the last axis but one has")
+    return TokenMean()
+
+
 def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
     return nn.Flatten(start_dim, end_dim)
 
@@ -132,6 +174,13 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     torch.max_pool2d: nn.MaxPool2d,
     functional.avg_pool2d: nn.AvgPool2d,
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    functional.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+    functional.dropout: _dropout(nn.Dropout),
+    functional.dropout1d: _dropout(nn.Dropout1d),
+    functional.dropout2d: _dropout(nn.Dropout2d),
+    "long": Tokens,
+    "mean": _Mean,
+    torch.mean: _Mean,
     operator.add: Add,
     operator.iadd: Add,
     torch.add: Add,

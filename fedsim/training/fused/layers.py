@@ -9,7 +9,6 @@ import math
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from fedsim.training.fused.values import Context, Form, Memory, Value
 
@@ -66,7 +65,7 @@ class Convert:
     """Copies a value to fixed memory of a form."""
 
     def __init__(self, ctx: Context, name: str, x: Value, form: Form) -> None:
-        self._g, self._n_batch = ctx.n_slots, ctx.n_batch
+        self._axes = ctx.axes
         self._x = x
         self.y = ctx.new(name, form, x.shape, needs_grad=x.m.needs_grad)
         self._to_y = self._axes(self.y, self.y.m.t)
@@ -82,18 +81,6 @@ class Convert:
         if not x.is_fixed:
             x.grad = torch.empty_like(x.t)
         self._axes(self._x, x.grad).copy_(self._dy)
-
-    def _axes(self, value: Value, tensor: Tensor) -> Tensor:
-        """A view of a tensor of `value` with the axes (g, B, *shape)."""
-        shape = value.shape
-        axes: Tensor
-        if value.form is Form.MAPS:
-            axes = tensor.unflatten(1, (self._g, shape[0])).transpose(0, 1)  # type: ignore[no-untyped-call]
-        elif value.form is Form.SAMPLES:
-            axes = tensor.unflatten(2, shape)  # type: ignore[no-untyped-call]
-        else:
-            axes = tensor.unflatten(1, (self._n_batch, *shape[:-1]))  # type: ignore[no-untyped-call]
-        return axes
 
 
 def converted(ctx: Context, name: str, x: Value, form: Form, layers: list[Layer]) -> Value:

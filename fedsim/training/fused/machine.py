@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
+from fedsim.training import noise
 from fedsim.training.fused import ahead, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
@@ -25,6 +26,12 @@ def plan(module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss)
     program.check(nodes, Layout.of(module))
     if fused_loss(loss) is None:
         raise UnsupportedError(f"the loss {type(loss).__name__} has no fused form")
+    dropping = [node for node in nodes if isinstance(node.layer, program.DROPOUTS) and node.layer.p > 0.0]
+    found = noise.find(module, sample_shape)
+    if found.is_global or [node.layer.p for node in dropping] != [dropout.rate for dropout in found.dropouts]:
+        raise UnsupportedError(
+            f"{type(module).__name__} draws random numbers that are not those of its layers of dropout"
+        )
     return nodes
 
 
@@ -60,9 +67,11 @@ class FusedMachine(SlabMachine):
         first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=device.type == "cpu")
         own = program.parameter_names(first) if first is not None else []
         places = program.places_of(self._nodes, layout, [name for name in layout.names if name not in own])
+        dropouts = noise.find(module, sample_shape).dropouts
         super().__init__(
-            places, sample_shape, training, loss, n_slots, min_slots, device, dtype, has_linear, n_block or None
-        )
+            places, sample_shape, training, loss, n_slots, min_slots, device, dtype, has_linear, n_block or None,
+            dropouts,
+        )  # fmt: skip
         self._ahead: ahead.Ahead | None = None
         if first is not None:
             own_places = program.places_of(self._nodes, layout, own)
@@ -75,9 +84,9 @@ class FusedMachine(SlabMachine):
         self._programs: dict[int, program.Program] = {}
         self._program(self.n_slots)  # the largest first, so that the arena is allocated once
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: noise.Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
-        super().start(base_GP, rates_G1, linear_GP)
+        super().start(base_GP, rates_G1, keys, linear_GP)
         if self._ahead is not None:
             self._ahead.start(base_GP, rates_G1)
 
@@ -105,16 +114,16 @@ class FusedMachine(SlabMachine):
 
     def step(self, k: int, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.step`."""
-        g, batches = max(n_slots, self.min_slots), self.batches
         if self._ahead is not None:
             self._ahead.k = k
+        super().step(k, n_slots)
+
+    def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+        """See `SlabMachine.compute`."""
+        g, n_batch = scale_gB.shape
         self._program(g).step(
-            batches.x_GKBF[:g, k],
-            batches.targets_GKB[:g, k].reshape(g, batches.n_batch, -1),
-            batches.scale_GKB[:g, k].unsqueeze(2),
-            batches.pieces_GKB[:g, k].unsqueeze(2),
-        )
-        self.stepper.step(g)
+            x_gBF, targets_gB.reshape(g, n_batch, -1), scale_gB.unsqueeze(2), pieces_gB.unsqueeze(2)
+        )  # fmt: skip
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """See `fedsim.training.group.Machine.sample_losses`."""
@@ -124,6 +133,7 @@ class FusedMachine(SlabMachine):
 
     def _program(self, n_slots: int) -> program.Program:
         if n_slots not in self._programs:
-            ctx = Context(n_slots, self.batches.n_batch, self._arena, self.weights, self.stepper.target, self._ahead)
+            n_batch, target, masks = self.batches.n_batch, self.stepper.target, self.masks.now
+            ctx = Context(n_slots, n_batch, self._arena, self.weights, target, self._ahead, masks)
             self._programs[n_slots] = program.Program(ctx, self._nodes, self._sample_shape, self._loss)
         return self._programs[n_slots]

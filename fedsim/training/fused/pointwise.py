@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.training.fused.values import Context, Memory, Value
 
@@ -65,6 +65,29 @@ class Sum:
                 x.grad.copy_(self._y.grad)
             elif x.needs_grad:
                 x.grad = self._y.grad
+
+
+class Dropout:
+    """x times its mask, which is an input of the step; numbers of a channel share one of the mask."""
+
+    def __init__(self, ctx: Context, name: str, x: Value, mask_gB: Tensor) -> None:
+        self._axes, self._mask_gB = ctx.axes, mask_gB
+        self._x = x
+        self.y = like(ctx, name, x, needs_grad=x.m.needs_grad)
+
+    def forward(self) -> None:
+        x, y = self._x, self.y
+        if not y.m.is_fixed:
+            y.m.t = torch.empty_like(x.m.t)
+        torch.mul(self._axes(x, x.m.t), self._mask_gB, out=self._axes(y, y.m.t))
+
+    def backward(self) -> None:
+        x, y = self._x, self.y
+        if not x.m.needs_grad:
+            return
+        if not x.m.is_fixed:
+            x.m.grad = torch.empty_like(y.m.grad)
+        torch.mul(self._axes(y, y.m.grad), self._mask_gB, out=self._axes(x, x.m.grad))
 
 
 class Gelu:

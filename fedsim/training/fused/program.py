@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from fedsim.layout import Layout
-from fedsim.training.fused import ahead, convolution, layers, linear, norm, pointwise
-from fedsim.training.fused.graph import Add, Node, UnsupportedError
+from fedsim.training.fused import ahead, convolution, layers, linear, lookup, norm, pointwise
+from fedsim.training.fused.graph import Add, Node, TokenMean, Tokens, UnsupportedError
 from fedsim.training.fused.layers import Layer, converted, flattened, in_blocks
 from fedsim.training.fused.losses import FusedLoss
 from fedsim.training.fused.memory import Places
 from fedsim.training.fused.values import Context, Form, Memory, Value
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 Builder = Callable[[Context, str, Node, Sequence[Value], list[Layer]], Value]
 
 
@@ -117,6 +118,13 @@ def _build_average_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Va
     return layer.y
 
 
+def _build_adaptive_max_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
+    layer = convolution.AdaptiveMaxPool2d(x, node.shape)
+    built.append(layer)
+    return layer.y
+
+
 def _build_group_norm(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     assert isinstance(node.layer, nn.GroupNorm)
     x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
@@ -152,6 +160,29 @@ def _build_relu(ctx: Context, name: str, node: Node, inputs: Sequence[Value], bu
     return layer.y
 
 
+def _build_dropout(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, DROPOUTS)
+    if node.layer.p == 0.0:
+        return _build_reshape(ctx, name, node, inputs, built)
+    n_before = sum(isinstance(layer, pointwise.Dropout) for layer in built)
+    layer = pointwise.Dropout(ctx, name, inputs[0], ctx.masks[n_before][: ctx.n_slots])
+    built.append(layer)
+    return layer.y
+
+
+def _build_embedding(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, nn.Embedding)
+    layer = lookup.Embedding(ctx, name, node.layer, inputs[0], _prefix(node))
+    built.append(layer)
+    return layer.y
+
+
+def _build_token_mean(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    layer = lookup.TokenMean(ctx, name, converted(ctx, f"{name} in", inputs[0], Form.ROWS, built))
+    built.append(layer)
+    return layer.y
+
+
 def _build_sum(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     a, b = (flattened(ctx, f"{name} in {i}", x, built) for i, x in enumerate(inputs))
     layer = pointwise.Sum(ctx, name, a, converted(ctx, f"{name} form", b, a.form, built))
@@ -160,7 +191,7 @@ def _build_sum(ctx: Context, name: str, node: Node, inputs: Sequence[Value], bui
 
 
 def _build_reshape(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
-    """Flatten, Unflatten and Identity: another shape for the same samples."""
+    """Flatten, Unflatten, Identity and the like: another shape, or another type, for the same samples."""
     x = inputs[0]
     if node.shape == x.shape:
         return x
@@ -174,11 +205,18 @@ _BUILDERS: dict[type[nn.Module], Builder] = {
     nn.MaxPool2d: _build_max_pool,
     nn.AvgPool2d: _build_average_pool,
     nn.AdaptiveAvgPool2d: _build_average_pool,
+    nn.AdaptiveMaxPool2d: _build_adaptive_max_pool,
     nn.GroupNorm: _build_group_norm,
     nn.LayerNorm: _build_layer_norm,
     nn.ReLU: _build_relu,
     nn.GELU: _build_gelu,
     nn.Tanh: _build_tanh,
+    nn.Dropout: _build_dropout,
+    nn.Dropout1d: _build_dropout,
+    nn.Dropout2d: _build_dropout,
+    nn.Embedding: _build_embedding,
+    Tokens: _build_reshape,
+    TokenMean: _build_token_mean,
     Add: _build_sum,
     nn.Flatten: _build_reshape,
     nn.Unflatten: _build_reshape,
@@ -186,7 +224,7 @@ _BUILDERS: dict[type[nn.Module], Builder] = {
 }
 
 
-_ON_MAPS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.GroupNorm)
+_ON_MAPS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm)
 
 # ------------------------------------------------------------------------------------- what can be built
 
@@ -195,7 +233,7 @@ def check(nodes: Sequence[Node], layout: Layout) -> None:
     """Raises UnsupportedError for the first layer that has no fused form."""
     used = Counter(name for node in nodes for name in parameter_names(node))
     for node in nodes:
-        reason = _reason(node)
+        reason = _reason(node) or _reason_of_tokens(node, nodes)
         if reason is None and any(used[name] > 1 for name in parameter_names(node)):
             reason = "it is used more than once"
         if reason is None and any(not p.requires_grad for p in node.layer.parameters()):
@@ -217,16 +255,33 @@ def parameter_names(node: Node) -> list[str]:
 def _reason(node: Node) -> str | None:
     """Why a node cannot be fused, or None."""
     layer = node.layer
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return "its statistics would count the padding of short batches; use GroupNorm or LayerNorm"
     if type(layer) not in _BUILDERS:
         return "it has no fused form"
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         return f"padding_mode='{layer.padding_mode}', padding={layer.padding!r}; give zeros and numbers"
-    if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
+    if isinstance(layer, nn.MaxPool2d | nn.AdaptiveMaxPool2d) and layer.return_indices:
         return "it returns indices"
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
         return "it normalises over more than the last axis"
     if isinstance(layer, _ON_MAPS) and len(node.shape) != 3:
         return f"its output has the shape {node.shape}, not (channels, height, width)"
+    return None
+
+
+def _reason_of_tokens(node: Node, nodes: Sequence[Node]) -> str | None:
+    """Why a node that is about tokens cannot be fused, or None: tokens are samples, and only embeddings take them."""
+    layer = node.layer
+    kinds = [type(nodes[i - 1].layer) if i else None for i in node.inputs]
+    if isinstance(layer, nn.Embedding):
+        if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
+            return "max_norm, scale_grad_by_freq and sparse have no fused form"
+        return None if kinds == [Tokens] else "it does not take the samples themselves, as whole numbers (x.long())"
+    if Tokens in kinds:
+        return "it takes whole numbers, which only embeddings have a fused form for"
+    if isinstance(layer, Tokens) and kinds != [None]:
+        return "only the samples themselves can be made whole numbers"
     return None
 
 
@@ -236,6 +291,6 @@ def has_maps(nodes: Sequence[Node]) -> bool:
 
 
 def places_of(nodes: Sequence[Node], layout: Layout, names: Sequence[str] | None = None) -> Places:
-    """Where the parameters lie, all or those named: the rows of linear weights are padded."""
-    in_rows = [f"{_prefix(node)}weight" for node in nodes if isinstance(node.layer, nn.Linear)]
+    """Where the parameters lie, all or those named: the rows of linear weights and of embeddings are padded."""
+    in_rows = [f"{_prefix(node)}weight" for node in nodes if isinstance(node.layer, nn.Linear | nn.Embedding)]
     return Places(layout, in_rows, names)

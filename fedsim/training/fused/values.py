@@ -13,6 +13,7 @@ Shapes: `g` slots at work, `B` batch, `F` features, `C` channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -124,7 +125,8 @@ class Target:
 class Context:
     """What builders of layers need: `n_slots` clients at work, each with batches of `n_batch`.
 
-    `ahead` has the weights of the first layer, if a block of steps is computed at once there.
+    `ahead` has the weights of the first layer, if a block of steps is computed at once there. `masks` are those of the
+    uses of dropout in order: see `fedsim.training.noise.Masks`.
     """
 
     n_slots: int
@@ -133,6 +135,7 @@ class Context:
     weights: Slab
     target: Target
     ahead: Ahead | None = None
+    masks: Sequence[Tensor] = ()
 
     def new(self, name: str, form: Form, shape: tuple[int, ...], *, needs_grad: bool) -> Value:
         """A value in fixed memory."""
@@ -155,6 +158,18 @@ class Context:
         flat = self.arena.take(name, self.n_slots, n_rows * stride)
         full = flat[: self.n_slots * n_rows * stride].view(self.n_slots, n_rows, stride)
         return flat, full, full[:, :, :n_columns]
+
+    def axes(self, value: Value, tensor: Tensor) -> Tensor:
+        """A view of a tensor of `value`, without padding, with the axes (g, B, *shape)."""
+        shape = value.shape
+        axes: Tensor
+        if value.form is Form.MAPS:
+            axes = tensor.unflatten(1, (self.n_slots, shape[0])).transpose(0, 1)  # type: ignore[no-untyped-call]
+        elif value.form is Form.SAMPLES:
+            axes = tensor.unflatten(2, shape)  # type: ignore[no-untyped-call]
+        else:
+            axes = tensor.unflatten(1, (self.n_batch, *shape[:-1]))  # type: ignore[no-untyped-call]
+        return axes
 
     def rows_of(self, form: Form, shape: tuple[int, ...]) -> tuple[int, int]:
         """Rows a client and columns of a value that is not MAPS."""

@@ -172,12 +172,12 @@ def test_progress_is_called_between_steps(
             nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)),
             "use GroupNorm",
         ),
-        (nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), r"layer '1' \(Dropout\): it draws random numbers"),
+        (nn.Sequential(nn.Linear(6, 3), nn.RReLU()), r"layer '1' \(RReLU\): it draws random numbers other than"),
         (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 3, 6), nn.Flatten()), r"layer '1' \(Conv1d\)"),
         (nn.Sequential(Looking(6, 3)), "torch.func cannot train Sequential: .*vmap"),
         (twice(), "two layers share a parameter"),
     ],
-    ids=["batchnorm", "dropout", "conv1d", "looking", "twice"],
+    ids=["batchnorm", "rrelu", "conv1d", "looking", "twice"],
 )
 def test_what_cannot_be_stacked_is_named(make_config: Make, module: nn.Module, reason: str) -> None:
     config = make_config(training={"path": "auto"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 CONCURRENCY = 16
+TINY_PARAMETERS = 2410
 
 
 def fedasync(updates: int, data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class Launcher:
     overrides: Sequence[str]
     say: Callable[[str], None]
 
-    def run(self, name: str, config: Mapping[str, Any], n_workers: int) -> Ran:
-        """Runs a configuration with rank zero and so many workers; `name` is new.
+    def run(self, name: str, config: Mapping[str, Any], n_workers: int, extra: Mapping[str, str] | None = None) -> Ran:
+        """Runs a configuration with rank zero and so many workers; `name` is new, `extra` goes to the environment.
 
         Raises:
             LaunchError: it failed or hung.
@@ -60,11 +60,17 @@ class Launcher:
         peaks.mkdir()
         program = [sys.executable, "-m", "fedsim.bench.rank", "run", str(self._written(name, config))]
         words = [*self.mpirun, "-n", str(n_workers + 1), *program, "--out", str(out), "--quiet", *self._sets()]
-        self._call(name, words, {PEAKS: str(peaks)})
+        self._call(name, words, {PEAKS: str(peaks), **(extra or {})})
         run = open_run(out)
         if run.status != "done":
             raise LaunchError(f"{name}: the run ended as {run.status}, not as done")
         return Ran(run, _read_peaks(peaks))
+
+    def program(self, name: str, words: Sequence[str], n_ranks: int) -> str:
+        """What a program of ours, the Python's `words` and the path of a file, leaves in that file on so many ranks."""
+        path = self.folder / f"{name}.out"
+        self._call(name, [*self.mpirun, "-n", str(n_ranks), sys.executable, *words, str(path)], {})
+        return path.read_text(encoding="utf-8")
 
     def check_s(self, name: str, config: Mapping[str, Any]) -> float:
         """Wall seconds that `fedsim check` takes, from its start to its end."""

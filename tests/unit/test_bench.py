@@ -36,6 +36,7 @@ OPTIONS = {
     "memory": [*SHARED, "--workers"],
     "population": [*SHARED, "--clients"],
     "schedule": [*SHARED, "--concurrency"],
+    "twin": ["--repeat", "--seconds", "--forecast", "--json"],
     "training": ["--model", "--paths", "--group-size", "--repeat", "--json"],
 }
 

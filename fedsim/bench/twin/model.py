@@ -1,0 +1,229 @@
+"""The twin: rank zero, its workers and the messages between them as a discrete-event simulation.
+
+Rank zero does one thing at a time: it takes a reply, consumes the updates that are due, posts groups. A worker has
+two groups at most, one in training. Tasks are due in virtual time, so an update that is in early waits for those due
+before it, as in `fedsim.engine.supply`. A message costs latency, and its bytes cost time on rank zero's link, which
+carries one message at a time in each direction (LogGP's L + o and G; Alexandrov et al., SPAA 1995).
+What it leaves out: contention in the network beyond rank zero's link, evaluations, checkpoints, and noise.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+_START_UP = 0.25  # of the updates are left out: until then the pipeline fills
+_N_GROUPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What things cost. Times in seconds, of one core; those with `_byte_s` are seconds a byte.
+
+    `update_s` and `update_byte_s` are rank zero's for an update, all in: taking it, applying it, recording it, posting
+    the next task. `group_s` is what it pays for a group's messages besides. `task_s` is a worker's overhead a task.
+    """
+
+    update_s: float
+    update_byte_s: float
+    group_s: float
+    task_s: float
+    task_byte_s: float
+    latency_s: float
+    message_byte_s: float
+
+    def scaled(self, factor: float) -> Machine:
+        """The same with rank zero's costs times `factor`: for error bands."""
+        return replace(
+            self,
+            update_s=self.update_s * factor,
+            update_byte_s=self.update_byte_s * factor,
+            group_s=self.group_s * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What runs: workers, groups in flight, the length of a group's training, bytes of the model.
+
+    A group is `group` tasks that are trained, sent and due together. `buffer` updates make a version. `wire` is the
+    share of the bytes that travels (0.5 for half precision). `reduced` says that workers sum their updates, so that a
+    version costs one vector a worker and not one an update. `is_exponential` is about the wall time of training.
+    On the virtual clock (`is_ordered`) updates are applied in the order in which they are due: a task's virtual
+    duration is `shift` of its mean, and for the rest exponential. On the wall clock they are applied as they come.
+    """
+
+    n_workers: int
+    n_in_flight: int
+    group_s: float
+    model_bytes: float
+    group: int = 1
+    buffer: int = 1
+    wire: float = 1.0
+    reduced: bool = False
+    is_exponential: bool = True
+    is_ordered: bool = True
+    shift: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """What the twin says: updates a second, the share of its time that rank zero works, that a worker trains."""
+
+    updates_per_s: float
+    server_busy: float
+    worker_busy: float
+
+
+class _Worker:
+    __slots__ = ("busy_s", "free_at_s", "known", "n_groups")
+
+    def __init__(self) -> None:
+        self.n_groups = 0
+        self.free_at_s = 0.0
+        self.busy_s = 0.0
+        self.known = -1  # the newest version it has
+
+
+class Twin:
+    """One simulated job; `run` says how fast it goes. Random numbers are those of `seed`."""
+
+    def __init__(self, machine: Machine, job: Job, seed: int = 0) -> None:
+        self._machine, self._job = machine, job
+        self._draws = np.random.Generator(np.random.Philox(seed))  # the twin's own; no run of fedsim sees them
+        self._block: deque[float] = deque()
+        self._now_s = 0.0
+        self._busy_s = 0.0
+        self._link_in_s = self._link_out_s = 0.0
+        self._n_done = 0
+        self._n_number = 0
+        self._workers = [_Worker() for _ in range(job.n_workers)]
+        self._wanting = [deque(range(job.n_workers)), deque[int]()]  # workers by the groups they have
+        self._due: list[tuple[float, int]] = []
+        self._ready: list[tuple[float, int, int]] = []
+        self._here: set[int] = set()
+        self._replies: list[tuple[float, int, int, int]] = []
+        self._n_sent = 0
+
+    def run(self, n_updates: int) -> Outcome:
+        """Simulates `n_updates`, of which the first quarter is left out."""
+        for _ in range(self._job.n_in_flight):
+            self._dispatch(0.0)
+        first = int(_START_UP * n_updates)
+        start_s = start_busy_s = 0.0
+        trained_s = 0.0
+        self._post()
+        while self._n_done < n_updates:
+            before = self._n_done
+            self._take_reply()
+            if before < first <= self._n_done:
+                start_s, start_busy_s = self._now_s, self._busy_s
+                trained_s = sum(worker.busy_s for worker in self._workers)
+        span_s = self._now_s - start_s
+        trained_s = sum(worker.busy_s for worker in self._workers) - trained_s
+        return Outcome(
+            (self._n_done - first) / span_s,
+            (self._busy_s - start_busy_s) / span_s,
+            min(1.0, trained_s / span_s / self._job.n_workers),
+        )
+
+    def _exponential(self) -> float:
+        if not self._block:
+            self._block.extend(self._draws.standard_exponential(4096).tolist())
+        return self._block.popleft()
+
+    def _works(self, seconds: float) -> None:
+        self._now_s += seconds
+        self._busy_s += seconds
+
+    def _dispatch(self, virtual_s: float) -> None:
+        """A task starts from the newest version; it is due when its update would reach the server."""
+        number = self._n_number
+        self._n_number += 1
+        shift = self._job.shift
+        due_s = virtual_s + shift + (1.0 - shift) * self._exponential() if self._job.is_ordered else float(number)
+        if self._job.is_ordered:
+            heapq.heappush(self._due, (due_s, number))
+        heapq.heappush(self._ready, (due_s, number, self._n_done // self._job.buffer))
+
+    def _take_reply(self) -> None:
+        """Takes the next reply, consumes what is due, posts what is ready."""
+        sent_s, _, worker, group = heapq.heappop(self._replies)
+        taken_s = self._reply_bytes() * self._machine.message_byte_s
+        self._link_in_s = max(self._link_in_s, sent_s) + taken_s
+        self._now_s = max(self._now_s, self._link_in_s + self._machine.latency_s)
+        self._works(self._machine.group_s)
+        has = self._workers[worker].n_groups = self._workers[worker].n_groups - 1
+        self._wanting[has].append(worker)
+        if self._job.is_ordered:
+            self._here.add(group)
+            while self._due[0][1] in self._here:
+                due_s, number = heapq.heappop(self._due)
+                self._here.remove(number)
+                self._consume(due_s)
+        else:
+            self._consume(0.0)
+        self._post()
+
+    def _consume(self, due_s: float) -> None:
+        self._works(self._job.group * self._update_cost_s())
+        self._n_done += self._job.group
+        self._dispatch(due_s)
+
+    def _update_cost_s(self) -> float:
+        job, machine = self._job, self._machine
+        n_bytes = job.model_bytes
+        if job.reduced:  # a vector a worker and version, shared by the updates in it
+            n_bytes *= min(1.0, job.n_workers / job.buffer)
+        return machine.update_s + machine.update_byte_s * n_bytes
+
+    def _post(self) -> None:
+        """A group to each idle worker, then a second one where there is plenty, as `fedsim.engine.supply` has it."""
+        for n_groups, wanting in enumerate(self._wanting):
+            while wanting and self._ready:
+                if self._workers[wanting[0]].n_groups != n_groups:  # it moved on
+                    wanting.popleft()
+                    continue
+                if n_groups and self._job.is_ordered and len(self._ready) < 1 + self._job.n_workers:
+                    return
+                self._post_group(wanting.popleft())
+
+    def _post_group(self, index: int) -> None:
+        machine, job, worker = self._machine, self._job, self._workers[index]
+        _, number, base = heapq.heappop(self._ready)
+        sent_s = 0.0
+        if base > worker.known:
+            worker.known = base
+            sent_s = job.model_bytes * job.wire * machine.message_byte_s
+        worker.n_groups += 1
+        if worker.n_groups < _N_GROUPS:
+            self._wanting[worker.n_groups].append(index)
+        self._link_out_s = max(self._link_out_s, self._now_s) + sent_s
+        length_s = self._group_length_s()
+        worker.free_at_s = max(worker.free_at_s, self._link_out_s + machine.latency_s) + length_s
+        worker.busy_s += length_s
+        self._n_sent += 1
+        heapq.heappush(self._replies, (worker.free_at_s, self._n_sent, index, number))
+
+    def _reply_bytes(self) -> float:
+        job = self._job
+        shared = min(1.0, job.n_workers / job.buffer) if job.reduced else 1.0
+        return job.group * shared * job.model_bytes * job.wire
+
+    def _group_length_s(self) -> float:
+        job, machine = self._job, self._machine
+        length_s = job.group_s * (self._exponential() if job.is_exponential else 1.0)
+        return length_s + job.group * (machine.task_s + machine.task_byte_s * job.model_bytes)
+
+
+def limit_per_s(machine: Machine, job: Job) -> float:
+    """Updates a second at which rank zero, or its link, has no time left: the most that any number of workers gets."""
+    shared = min(1.0, job.n_workers / job.buffer) if job.reduced else 1.0
+    n_bytes = job.model_bytes * shared
+    server_s = machine.update_s + machine.update_byte_s * n_bytes + machine.group_s / job.group
+    link_s = n_bytes * job.wire * machine.message_byte_s
+    return 1.0 / max(server_s, link_s, math.ulp(1.0))

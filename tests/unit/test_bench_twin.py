@@ -1,0 +1,84 @@
+"""The engine's twin: limits that are known in closed form, the fit of what was put in, the forecast's tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedsim.bench.twin import measure
+from fedsim.bench.twin.forecast import MODELS, OPTIONS, forecast, look_ahead, look_ahead_markdown, markdown, plot
+from fedsim.bench.twin.model import Job, Machine, Twin, limit_per_s
+from fedsim.bench.twin.pingpong import SIZES_BYTES, latency_and_byte_s
+
+FREE = Machine(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+COSTS = Machine(2e-4, 2e-9, 0.0, 5e-4, 0.0, 5e-6, 1e-10)
+
+
+def test_a_free_server_is_never_in_the_way() -> None:
+    job = Job(n_workers=4, n_in_flight=4096, group_s=0.1, model_bytes=1e3, is_exponential=False)
+    said = Twin(FREE, job).run(4000)
+    assert said.updates_per_s == pytest.approx(40.0, rel=0.01)
+    assert said.worker_busy == pytest.approx(1.0, rel=0.01) and said.server_busy == 0.0
+
+
+def test_many_workers_get_what_rank_zero_can_give() -> None:
+    job = Job(n_workers=200, n_in_flight=600, group_s=0.01, model_bytes=4e4, is_ordered=False)
+    limit = limit_per_s(COSTS, job)
+    assert limit == pytest.approx(1.0 / (2e-4 + 2e-9 * 4e4))
+    said = Twin(COSTS, job).run(20_000)
+    assert said.updates_per_s == pytest.approx(limit, rel=0.02) and said.server_busy > 0.97
+
+
+def test_a_link_can_be_the_limit() -> None:
+    slow = replace(COSTS, message_byte_s=1e-6)
+    job = Job(n_workers=50, n_in_flight=200, group_s=0.01, model_bytes=4e4, is_ordered=False)
+    assert Twin(slow, job).run(3000).updates_per_s == pytest.approx(1.0 / (1e-6 * 4e4), rel=0.05)
+    assert limit_per_s(slow, replace(job, wire=0.5)) == pytest.approx(2.0 * limit_per_s(slow, job))
+
+
+def test_sums_at_the_workers_cost_one_vector_a_worker() -> None:
+    job = Job(n_workers=4, n_in_flight=64, group_s=0.1, model_bytes=1e6, group=8, buffer=400, reduced=True)
+    free_updates = replace(COSTS, update_s=0.0)
+    assert limit_per_s(free_updates, job) == pytest.approx(
+        100.0 * limit_per_s(free_updates, replace(job, reduced=False))
+    )
+
+
+def test_the_order_of_events_bounds_the_workers_that_can_be_busy() -> None:
+    """With exponential durations about sqrt(pi m / 2) of m tasks can be trained side by side; with fixed ones all."""
+    found = {(row.n_in_flight, row.shift): row.n_busy for row in look_ahead((256, 1024), (0.0, 0.999))}
+    assert found[256, 0.0] == pytest.approx(math.sqrt(math.pi * 256 / 2.0), rel=0.15)
+    assert found[1024, 0.0] == pytest.approx(math.sqrt(math.pi * 1024 / 2.0), rel=0.15)
+    assert found[256, 0.999] > 240.0
+
+
+def test_a_ping_pong_is_a_line() -> None:
+    noisy = [(n, (3e-6 + n * 2e-10) * (1.05 if i % 2 else 0.95)) for i, n in enumerate(SIZES_BYTES)]
+    latency_s, byte_s = latency_and_byte_s(noisy)
+    assert latency_s == pytest.approx(3e-6, rel=0.1) and byte_s == pytest.approx(2e-10, rel=0.1)
+
+
+def test_the_fit_finds_the_machine_that_made_the_points() -> None:
+    def point(ranks: int, task_s: float) -> measure.Point:
+        said = Twin(COSTS, measure.job_of(ranks, task_s), seed=5).run(30_000)
+        return measure.Point(ranks, task_s, said.updates_per_s, 0.03 + said.server_busy)  # 3 % of polling
+
+    fitted = [point(ranks, measure.FIT_TASK_S) for ranks in measure.FIT_RANKS]
+    found = measure.fit(fitted, COSTS.latency_s, COSTS.message_byte_s, COSTS.update_byte_s)
+    assert found.update_s == pytest.approx(COSTS.update_s, rel=0.1)
+    assert found.task_s == pytest.approx(COSTS.task_s, rel=0.3)
+    for ranks, task_s in ((3, 0.02), (9, 0.02), (5, 0.01), (9, 0.04)):
+        other = point(ranks, task_s)
+        assert measure.predicted(found, other) == pytest.approx(other.updates_per_s, rel=0.02)
+
+
+def test_a_forecast_has_a_line_for_each_way_to_run(tmp_path: Path) -> None:
+    rows = forecast(COSTS, 1.25, 0.05, (16, 64))
+    assert len(rows) == 2 * len(MODELS) * len(OPTIONS)
+    assert all(row.low_per_s <= row.updates_per_s <= row.high_per_s for row in rows)
+    assert markdown(rows).count("\n| ") == len(MODELS) * (1 + len(OPTIONS))
+    assert plot(rows, tmp_path / "forecast.png").stat().st_size > 10_000
+    assert look_ahead_markdown(look_ahead((64,), (0.0, 0.5))).splitlines()[0].endswith("| 0 % fixed | 50 % fixed |")

@@ -137,7 +137,7 @@ def _schedule(options: Options, concurrency: int) -> int:
     "--repeat", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds; medians count."
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.5), default=4.0, show_default=True, metavar="S", help="Length of a run."
+    "--seconds", type=click.FloatRange(0.5), default=6.0, show_default=True, metavar="S", help="Length of a run."
 )
 @click.option(
     "--forecast", type=click.Path(path_type=Path), metavar="DIR", help="Write forecast.md and forecast.png there."

@@ -79,6 +79,6 @@ def test_a_forecast_has_a_line_for_each_way_to_run(tmp_path: Path) -> None:
     rows = forecast(COSTS, 1.25, 0.05, (16, 64))
     assert len(rows) == 2 * len(MODELS) * len(OPTIONS)
     assert all(row.low_per_s <= row.updates_per_s <= row.high_per_s for row in rows)
-    assert markdown(rows).count("\n| ") == len(MODELS) * (1 + len(OPTIONS))
+    assert markdown(rows).count("\n| ") == len(MODELS) * (2 + len(OPTIONS))
     assert plot(rows, tmp_path / "forecast.png").stat().st_size > 10_000
     assert look_ahead_markdown(look_ahead((64,), (0.0, 0.5))).splitlines()[0].endswith("| 0 % fixed | 50 % fixed |")

@@ -26,7 +26,8 @@ from fedsim.config import FedAsyncRule
 from fedsim.types import TaskReport, Update
 
 CLIENTS = 2000
-IN_FLIGHT = 256
+IN_FLIGHT = 1024
+SHIFT = 0.5  # of virtual durations is fixed: so the order of events leaves every worker something to do
 FIT_RANKS = (2, 4)
 OTHER_RANKS = (3, 5, 6, 7, 8, 9)
 FIT_TASK_S = 0.02
@@ -90,7 +91,8 @@ def write_forecast(folder: Path, machine: Machine, spread: float, error: float) 
     rows = forecast(machine, spread, error)
     plot(rows, folder / "forecast.png")
     costs = ", ".join(f"{name} {value:.4g} {unit}" for name, value, unit in _costs(machine))
-    text = f"Fitted costs: {costs}. Band: rank zero's costs times or over {spread:.2f}, predictions off by {100 * error:.0f} %.\n\n{markdown(rows)}\n"
+    text = f"Fitted costs: {costs}. Band: rank zero's costs times or over {spread:.2f}, "
+    text += f"predictions off by {100 * error:.0f} %.\n\n{markdown(rows)}\n"
     text += look_ahead_markdown(look_ahead()) + "\n"
     (folder / "forecast.md").write_text(text, encoding="utf-8")
 
@@ -110,6 +112,7 @@ def _point(launcher: Launcher, name: str, ranks: int, task_s: float, seconds: fl
     n_updates = max(200, int(seconds * (ranks - 1) / task_s))
     config = configs.tiny(n_updates, CLIENTS)
     config["schedule"] = {"policy": "async", "concurrency": IN_FLIGHT}
+    config["devices"] = {"compute": {"time": {"law": "shifted-exponential", "shift": SHIFT, "mean": 1.0}}}
     config["training"] = {**config["training"], "group_size": 1}
     config |= {"placement": "dynamic", "record": {"flush_s": max(0.1, seconds / 20.0)}}
     ran = launcher.run(name, config, ranks - 1, {VARIABLE: f"sleep:{task_s}"})
@@ -139,7 +142,13 @@ def _error(machine: Machine, points: Sequence[Point]) -> float:
 
 def job_of(ranks: int, task_s: float) -> Job:
     """The job that `_point` runs."""
-    return Job(n_workers=ranks - 1, n_in_flight=IN_FLIGHT, group_s=task_s, model_bytes=4.0 * configs.TINY_PARAMETERS)
+    return Job(
+        n_workers=ranks - 1,
+        n_in_flight=IN_FLIGHT,
+        group_s=task_s,
+        model_bytes=4.0 * configs.TINY_PARAMETERS,
+        shift=SHIFT,
+    )
 
 
 def predicted(machine: Machine, point: Point) -> float:

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
+from fedsim.seeding import Purpose, generator
 
 _START_UP = 0.25  # of the updates are left out: until then the pipeline fills
 _N_GROUPS = 2
@@ -94,7 +94,7 @@ class Twin:
 
     def __init__(self, machine: Machine, job: Job, seed: int = 0) -> None:
         self._machine, self._job = machine, job
-        self._draws = np.random.Generator(np.random.Philox(seed))  # the twin's own; no run of fedsim sees them
+        self._draws = generator(seed, Purpose.INJECTION)  # as delays that are injected into the engine
         self._block: deque[float] = deque()
         self._now_s = 0.0
         self._busy_s = 0.0

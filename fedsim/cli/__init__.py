@@ -21,6 +21,7 @@ EXIT_PIPE = 141  # 128 + SIGPIPE: nobody reads what we print
 # Where each command is, in the order in which they are listed.
 COMMANDS = {
     "run": "fedsim.cli.running:run",
+    "resume": "fedsim.cli.running:resume",
     "check": "fedsim.cli.planning:check",
     "show": "fedsim.cli.reading:show",
     "watch": "fedsim.cli.watching:watch",
@@ -38,9 +39,8 @@ _HELP = """Simulates federated learning, asynchronous first, on one process or o
     mpirun -n 4 fedsim run CONFIG.yaml        rank zero is the server, the others train
 """
 
-_EPILOG = """Exit codes: 0 done; 2 usage, configuration or data; 70 a bug, or a run that failed; 76 stalled; 77 lost
-more than it could bear; 128 + n: the run was stopped in order by signal n (130 by Ctrl-C, 143 by SIGTERM, 140 by
-SIGUSR2)."""
+_EPILOG = """Exit codes: 0 done; 2 usage, configuration or data; 70 a bug, or a run that failed; 75 stopped by a signal,
+with a checkpoint (fedsim resume goes on); 76 stalled; 77 lost more than it could bear."""
 
 
 class Commands(click.Group):

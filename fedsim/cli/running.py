@@ -1,4 +1,4 @@
-"""`fedsim run` and `fedsim replay`: the two commands that train, alone or as one of many ranks."""
+"""`fedsim run`, `resume` and `replay`: the commands that train, alone or as one of many ranks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fedsim.cli import EXIT_INTERRUPTED, say
-from fedsim.errors import EXIT_BUG, EXIT_DONE, EXIT_LOST, FedsimError
+from fedsim.errors import EXIT_BUG, EXIT_DONE, EXIT_LOST, EXIT_REQUEUE, FedsimError
 
 if TYPE_CHECKING:
     from fedsim.engine.launching import StopSignals, World
@@ -39,10 +40,10 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool)
 
     The record goes to runs/NAME, NAME being that of the configuration, or to the folder of --out, which must not exist.
 
-    A run ends in order at SIGINT (Ctrl-C), SIGTERM and SIGUSR2: its status is then `stopped`, its record is whole up to
-    that moment, and the exit code is 128 + the signal's number. One that ends at its `stop.wall_s` is `stopped`, too,
-    with exit code 0. Under mpirun send SIGUSR2, which it forwards: at a Ctrl-C or SIGTERM it kills the ranks after a
-    moment, and a second Ctrl-C ends a run without MPI at once.
+    A run ends in order at SIGINT (Ctrl-C), SIGTERM and SIGUSR2: it writes a checkpoint, its status is then `stopped`,
+    and the exit code 75; fedsim resume goes on. One that ends at its `stop.wall_s` is `stopped`, too, with a checkpoint
+    and exit code 0. Under mpirun send SIGUSR2, which it forwards: at a Ctrl-C or SIGTERM it kills the ranks after a
+    moment. A second Ctrl-C ends a run without MPI at once.
     """
 
     def start(caller: Caller) -> Ending | None:
@@ -51,6 +52,26 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool)
         return run_file(config, overrides, out, caller)
 
     return _as_rank(lambda: _limits_of(config, overrides), start, _report_run, quiet)
+
+
+@click.command(short_help="Go on with a run that was stopped or killed.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--allow-mixed", is_flag=True, help="Go on where other bits may come out: another device or library.")
+@quiet_option
+def resume(run: Path, allow_mixed: bool, quiet: bool) -> int:
+    """Go on with RUN, the folder of a run that was stopped or killed, alone or as a rank of an MPI job.
+
+    It goes on from the newest checkpoint that is whole, or from the beginning without one, on any number of ranks, and
+    comes to the same bits as a run that nobody disturbed. The record of the new attempt lies beside the others; readers
+    join them. A run that is done has nothing to go on with: that is said, and the exit code is 0.
+    """
+
+    def start(caller: Caller) -> Ending | None:
+        from fedsim.engine.run import resume_run
+
+        return resume_run(run, replace(caller, allow_mixed=allow_mixed))
+
+    return _as_rank(lambda: _limits_in(run), start, _report_run, quiet)
 
 
 @click.command(short_help="Train a recorded history again and compare the models.")
@@ -139,10 +160,13 @@ def _guarded(world: World, body: Callable[[], int]) -> int:
 
 
 def _stopped_code(ending: Ending, stop: StopSignals) -> int:
-    """128 + the number of the signal that stopped the run; 0 if none did."""
+    """The code of a run that a signal stopped, in a line that says how to go on; 0 if none did."""
     if ending.status != "stopped" or not stop.number:
         return 0
-    return say(f"stopped by {signal.Signals(stop.number).name}", _SIGNAL_BASE + stop.number)
+    name = signal.Signals(stop.number).name
+    if not ending.is_kept:
+        return say(f"stopped by {name}", _SIGNAL_BASE + stop.number)
+    return say(f"stopped by {name}, with a checkpoint; go on: fedsim resume {ending.folder}", EXIT_REQUEUE)
 
 
 # -------------------------------------------------------------------------------------------- the limits
@@ -158,6 +182,13 @@ def _limits_of(config: Path, overrides: tuple[str, ...]) -> tuple[Limits, bool]:
     except FedsimError:
         return Limits(), False
     return Limits.of(loaded.stop), loaded.clock == "wall"
+
+
+def _limits_in(run: Path) -> tuple[Limits, bool]:
+    """Where a run that goes on will end, and whether on the wall clock."""
+    from fedsim.engine.resume import CONFIG_NAME
+
+    return _limits_of(run / CONFIG_NAME, ())
 
 
 def _limits_of_record(folder: Path) -> tuple[Limits, bool]:
@@ -177,6 +208,9 @@ def _limits_of_record(folder: Path) -> tuple[Limits, bool]:
 
 def _report_run(ending: Ending, quiet: bool) -> int:
     """The exit code of a run that has ended; prints its results and where they lie."""
+    if ending.was_over:
+        click.echo(f"{ending.folder}: {ending.status} already; there is nothing to go on with")
+        return EXIT_DONE
     if not quiet:
         from fedsim.analysis.tables import summary_table
         from fedsim.cli.output import show_table

@@ -65,7 +65,15 @@ from fedsim.config.devices import (
     TraceLaw,
 )
 from fedsim.config.models import CnnModel, LogisticModel, MlpModel, ModelConfig
-from fedsim.config.run import EvaluationConfig, MemoryConfig, RecordConfig, RunConfig, StopConfig, TargetConfig
+from fedsim.config.run import (
+    CheckpointConfig,
+    EvaluationConfig,
+    MemoryConfig,
+    RecordConfig,
+    RunConfig,
+    StopConfig,
+    TargetConfig,
+)
 from fedsim.config.schedule import (
     AsyncSchedule,
     BufferedSchedule,
@@ -95,6 +103,7 @@ __all__ = [
     "AvailabilityConfig",
     "BufferedSchedule",
     "Bytes",
+    "CheckpointConfig",
     "Classes",
     "CnnModel",
     "ComputeConfig",

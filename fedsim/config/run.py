@@ -70,6 +70,18 @@ class RecordConfig(Section):
     losses: Literal["running", "full", "none"] = "running"
 
 
+class CheckpointConfig(Section):
+    """When the state is written beside the record: after so many versions or wall seconds, whichever comes first.
+
+    A run that is stopped by a signal or by `stop.wall_s` writes a checkpoint, whatever is said here. At a signal the
+    checkpoint is written and every rank has ended after `stop_within_s`, or the ranks that have not are ended.
+    """
+
+    every_versions: Count | None = None
+    every_s: PositiveSeconds | None = 60.0
+    stop_within_s: PositiveSeconds = 30.0
+
+
 _NO_TRAINING: dict[str, Any] = {
     "path": "none",
     "optimizer": {"kind": "sgd", "learning_rate": 1.0},
@@ -101,6 +113,7 @@ class RunConfig(Section):
     fault_tolerant: bool = False
     memory: MemoryConfig = MemoryConfig()
     record: RecordConfig = RecordConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -6,11 +6,13 @@ What reads one (the target stop) does so `lag_versions` after its version; only 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
+from fedsim import states
 from fedsim.config import EvaluationConfig, TargetConfig
 from fedsim.engine.supply import Supply
+from fedsim.snapshot import Snapshot
 from fedsim.types import EvaluationRow
 
 _FALLING = ("loss", "mse", "mae")  # metrics of which less is better
@@ -24,6 +26,10 @@ class Recorder(Protocol):
 
     def tick(self, now_s: float) -> None: ...
 
+    def flush(self) -> None: ...
+
+    def rows(self) -> dict[str, int]: ...
+
 
 def mean_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     """Loss and metrics of an evaluation: the pooled set's if there is one, else the unweighted mean over clients."""
@@ -31,6 +37,24 @@ def mean_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     names = chosen[0].metrics
     means = {"loss": math.fsum(row.loss for row in chosen) / len(chosen)}
     return means | {name: math.fsum(row.metrics[name] for row in chosen) / len(chosen) for name in names}
+
+
+_PLACES = {"virtual_s": "_virtual_s", "means": "_means", "last_issued": "_last_issued", "latest": "latest"}
+
+
+def _columns(rows: Sequence[EvaluationRow]) -> dict[str, list[float]]:
+    """An evaluation as a few lists, for a checkpoint; every row has the same metrics."""
+    plain: dict[str, list[Any]] = {
+        name: [getattr(row, name) for row in rows] for name in ("client", "n_samples", "loss")
+    }
+    return plain | {f"metric {name}": [row.metrics[name] for row in rows] for name in rows[0].metrics}
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[EvaluationRow]:
+    names = [name for name in columns if name.startswith("metric ")]
+    plain = zip(columns["client"], columns["n_samples"], columns["loss"], strict=True)
+    metrics = [{name.removeprefix("metric "): columns[name][i] for name in names} for i in range(len(columns["loss"]))]
+    return [EvaluationRow(*values, named) for values, named in zip(plain, metrics, strict=True)]
 
 
 class Evaluations:
@@ -90,6 +114,26 @@ class Evaluations:
             if version not in self._results:
                 return
             self._record(version, self._results.pop(version))
+
+    def outstanding(self) -> list[int]:
+        """The versions whose results are not in: those that are still needed here."""
+        return [version for version in self._virtual_s if version not in self._results]
+
+    def snapshot(self) -> Snapshot:
+        """What is outstanding, what is in and waits for an earlier one, and what is not judged yet."""
+        state = {name: getattr(self, place) for name, place in _PLACES.items()}
+        results = {version: _columns(rows) for version, rows in self._results.items()}
+        return states.of(state | {"results": results})
+
+    def restore(self, saved: Snapshot) -> None:
+        """Goes on from a snapshot; what was outstanding is asked for again. The versions must be there by now."""
+        here = {name: getattr(self, place) for name, place in _PLACES.items()}
+        state = states.restored(saved, here | {"results": {}})
+        for name, place in _PLACES.items():
+            setattr(self, place, state[name])
+        self._results = {version: _rows(columns) for version, columns in state["results"].items()}
+        for version in self.outstanding():
+            self._supply.evaluate(version)
 
     def _issue(self, version: int, virtual_s: float) -> None:
         while len(self._virtual_s) >= _MOST_OUTSTANDING:

@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fedsim import configfile, yamltree
 from fedsim.comm import faults
 from fedsim.comm.faults import Trouble
 from fedsim.config import RunConfig, StopConfig
+from fedsim.engine import resume
 from fedsim.engine.agreement import Statement, agree
+from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.evaluations import Evaluations
 from fedsim.engine.launching import World, why_not_survivable
 from fedsim.engine.losses import Report
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
+from fedsim.engine.resume import Found, Resumption
 from fedsim.engine.server import EventSource, Pulse, Server, Watcher
 from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
@@ -40,17 +43,22 @@ if TYPE_CHECKING:
     from fedsim.record.reader import Run
     from fedsim.record.writer import RecordWriter
 
-CONFIG_NAME = "config.yaml"
+T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: its status, where its record lies, and the error that ended it, if one did."""
+    """How a run ended: its status, where its record lies, and the error that ended it, if one did.
+
+    `is_kept`: a checkpoint of its end is on the disk. `was_over`: it was to be resumed, and had ended before.
+    """
 
     status: str
     folder: Path
     error: FedsimError | None = None
+    is_kept: bool = False
+    was_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,16 @@ class Caller:
     command_line: Sequence[str] = ()
     watchers: Sequence[Watcher] = ()
     stop_requested: Callable[[], bool] = lambda: False
+    allow_mixed: bool = False
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What is to be done in which folder: a run from its beginning, a recorded history, or one that goes on."""
+
+    folder: Path
+    recorded: ReplaySchedule | None = None
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +100,23 @@ def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Cal
     def make() -> Plan:
         return plan(configfile.load(path, overrides), path.resolve().parent)
 
-    made, here = _prepare(make, caller.world)
+    made, here = _prepare(make, caller)
     folder = Path("runs") / made.config.name if out is None else out
-    return _on_all_ranks(made, here, folder, caller, None)
+    return _on_all_ranks(made, here, _Attempt(folder), caller)
+
+
+def resume_run(run: Path, caller: Caller) -> Ending | None:
+    """How a run ended that was stopped or killed, and goes on here from its newest whole checkpoint; None on a worker.
+
+    Raises:
+        FedsimError: it cannot go on here; the same on every rank.
+    """
+    found = _told_by_rank_zero(lambda: resume.find(run), caller.world)
+    if found.is_over:
+        return Ending(found.status, run, was_over=True) if caller.world.rank == 0 else None
+    made, here = _prepare(lambda: resume.plan_again(found), caller)
+    resume.check_same(found, made, here.statements, caller.allow_mixed)
+    return _on_all_ranks(made, here, _Attempt(run, found=found), caller)
 
 
 def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
@@ -106,9 +138,9 @@ def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
         recorded.append(ReplaySchedule(History.of(source), made.work(), made.population.n_clients))
         return made
 
-    made, here = _prepare(make, caller.world)
+    made, here = _prepare(make, caller)
     folder = run.with_name(run.name + "-replay") if out is None else out
-    return _on_all_ranks(made, here, folder, caller, recorded[0])
+    return _on_all_ranks(made, here, _Attempt(folder, recorded[0]), caller)
 
 
 def run(
@@ -136,8 +168,8 @@ def run(
         if overrides:
             raise ConfigError("overrides need a configuration file; a mapping can be changed directly")
         fixed = config if isinstance(config, RunConfig) else configfile.from_mapping(config)
-        made, here = _prepare(lambda: plan(fixed, Path.cwd()), caller.world)
-        ending = _on_all_ranks(made, here, folder or Path("runs") / fixed.name, caller, None)
+        made, here = _prepare(lambda: plan(fixed, Path.cwd()), caller)
+        ending = _on_all_ranks(made, here, _Attempt(folder or Path("runs") / fixed.name), caller)
     if ending is None:
         return None
     if ending.error is not None:
@@ -148,10 +180,11 @@ def run(
 # --------------------------------------------------------------------------------------------- preparation
 
 
-def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
+def _prepare(make: Callable[[], Plan], caller: Caller) -> tuple[Plan, _Here]:
     """This rank's plan and device, once all ranks have agreed that they can work together."""
     from fedsim.training import device as devices
 
+    world = caller.world
     host = platform.node()
     made, chosen, trouble = None, None, Trouble()
     try:
@@ -172,7 +205,8 @@ def _prepare(make: Callable[[], Plan], world: World) -> tuple[Plan, _Here]:
         )
     except FedsimError as error:
         mine = Statement(world.rank, host, error=str(error), error_type=type(error))
-    statements = agree(mine, _gather(world), made is not None and made.config.allow_mixed)
+    allow_mixed = caller.allow_mixed or (made is not None and made.config.allow_mixed)
+    statements = agree(mine, _gather(world), allow_mixed)
     assert made is not None and chosen is not None
     return made, _Here(chosen, statements, trouble)
 
@@ -190,67 +224,99 @@ def _gather(world: World) -> Callable[[Statement], list[Statement]]:
     return lambda mine: comm.allgather(mine)
 
 
-def _claim(folder: Path, made: Plan, here: _Here, caller: Caller) -> RecordWriter | None:
-    """The run's new folder with its configuration and record, on rank zero; every rank learns whether that worked.
+def _told_by_rank_zero(find: Callable[[], T], world: World) -> T:
+    """What rank zero finds, on every rank.
+
+    Raises:
+        FedsimError: what rank zero met, on every rank.
+    """
+    found: Any = None
+    if world.rank == 0:
+        try:
+            found = find()
+        except FedsimError as error:
+            found = error
+    if world.comm is not None:
+        found = world.comm.bcast(found, root=0)
+    if isinstance(found, FedsimError):
+        raise found
+    return cast(T, found)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What rank zero has in its hands when a run begins or goes on."""
+
+    record: RecordWriter
+    resumption: Resumption | None
+
+
+def _claim(attempt: _Attempt, made: Plan, here: _Here, caller: Caller) -> _Begun | None:
+    """The run's folder and a new record in it, on rank zero; every rank learns whether that worked.
 
     Raises:
         RecordError: the folder is there already, or cannot be written; the same on every rank.
     """
-    record, problem = None, ""
-    if caller.world.rank == 0:
-        try:
-            record = _new_record(folder, made, here, caller)
-        except RecordError as error:
-            problem = str(error)
-    if caller.world.comm is not None:
-        problem = caller.world.comm.bcast(problem, root=0)
-    if problem:
-        raise RecordError(problem)
-    return record
+    begun: list[_Begun] = []
+
+    def begin() -> None:
+        begun.append(_begin(attempt, made, here, caller))
+
+    _told_by_rank_zero(begin, caller.world)
+    return begun[0] if begun else None
 
 
-def _new_record(folder: Path, made: Plan, here: _Here, caller: Caller) -> RecordWriter:
+def _begin(attempt: _Attempt, made: Plan, here: _Here, caller: Caller) -> _Begun:
+    from fedsim.record.pieces import attempt_name
     from fedsim.record.writer import RecordWriter
 
+    resumption = None
+    if attempt.found is None:
+        _new_folder(attempt.folder, made)
+    else:
+        resumption = resume.take_up(attempt.found, made)
+    path = attempt.folder / attempt_name(0 if attempt.found is None else attempt.found.attempt)
+    provenance, layout = _provenance(made, here, caller, attempt.found), _record_plan(made, resumption)
+    return _Begun(RecordWriter(path, provenance, layout, made.config.record.flush_s), resumption)
+
+
+def _new_folder(folder: Path, made: Plan) -> None:
     try:
         folder.mkdir(parents=True)
-        (folder / CONFIG_NAME).write_text(configfile.resolved_text(made.config), encoding="utf-8")
+        (folder / resume.CONFIG_NAME).write_text(configfile.resolved_text(made.config), encoding="utf-8")
     except FileExistsError:
         raise RecordError(
-            f"{folder}: exists already; give --out another folder, or another name with --set name=..."
+            f"{folder}: exists already; give --out another folder, or another name with --set name=..., or go on with "
+            "what is there: fedsim resume"
         ) from None
     except OSError as error:
         raise RecordError(f"{folder}: cannot be made: {error.strerror}") from None
-    path, flush_s = folder / "record-000.h5", made.config.record.flush_s
-    return RecordWriter(path, _provenance(made, here, caller), _record_plan(made), flush_s)
 
 
 # --------------------------------------------------------------------------------------------- the two roles
 
 
-def _on_all_ranks(
-    made: Plan, here: _Here, folder: Path, caller: Caller, recorded: ReplaySchedule | None
-) -> Ending | None:
+def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> Ending | None:
     if made.training_path == "none" and caller.world.size > 1:
         raise LaunchError(
             f"training.path none runs the schedule alone, in one process: got {caller.world.size} ranks; "
             "run it without an MPI launcher"
         )
-    record = _claim(folder, made, here, caller)
+    begun = _claim(attempt, made, here, caller)
     clock = WallClock()
     if made.training_path == "none":
-        return _alone(made, record, folder, caller, clock)
+        return _alone(made, begun, attempt.folder, caller, clock)
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
         transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock))
-        return _serve(made, record, folder, caller, recorded, transport, clock)
+        return _serve(made, begun, attempt, caller, transport, clock)
     from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
 
     channels = Channels.open(caller.world.comm)
     if caller.world.rank == 0:
         transport = MpiTransport(channels, made.layout.n_parameters, made.metric_names)
-        return _serve(made, record, folder, caller, recorded, transport, clock)
+        return _serve(made, begun, attempt, caller, transport, clock)
     worker = _worker(made, here, caller.world.rank - 1, caller.world.rank, clock)
     WorkerChannel(channels, worker, made.layout.n_parameters, clock).serve()
     return None
@@ -287,22 +353,24 @@ def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], 
 
 def _serve(
     made: Plan,
-    record: RecordWriter | None,
-    folder: Path,
+    begun: _Begun | None,
+    attempt: _Attempt,
     caller: Caller,
-    recorded: ReplaySchedule | None,
     transport: Transport,
     clock: Callable[[], float],
 ) -> Ending:
     """Rank zero: the record, the server, and the end of both, whatever happens."""
     from fedsim.record.join import join
 
-    assert record is not None
-    server, vitals = _server(made, folder, caller, recorded, transport, record, clock)
+    assert begun is not None
+    folder, record = attempt.folder, begun.record
+    server, vitals, keeper = _server(made, attempt, caller, transport, begun, clock)
     status, error = "failed", None
     try:
         with _closing(transport):
-            status = server.run(replaying=recorded is not None)
+            _restore(server, keeper, made, begun.resumption)
+            status = server.run(replaying=attempt.recorded is not None)
+            keeper.finish()
     except FedsimError as ended:
         status, error = _status_of(ended), ended
         record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
@@ -310,15 +378,16 @@ def _serve(
     record.close(status, _totals(made, server.pulse, clock()), server.weights())
     server.close()
     join(folder)
-    return Ending(status, folder, error)
+    return Ending(status, folder, error, is_kept=status == "stopped" and attempt.recorded is None)
 
 
-def _alone(made: Plan, record: RecordWriter | None, folder: Path, caller: Caller, clock: Callable[[], float]) -> Ending:
-    """The schedule without training: one process, no workers, no model at the end."""
+def _alone(made: Plan, begun: _Begun | None, folder: Path, caller: Caller, clock: Callable[[], float]) -> Ending:
+    """The schedule without training: one process, no workers, no model at the end, and no checkpoints."""
     from fedsim.engine.alone import AloneRun
     from fedsim.record.join import join
 
-    assert record is not None
+    assert begun is not None
+    record = begun.record
     going = AloneRun(made, record, clock, caller.stop_requested, caller.watchers)
     status, error = "failed", None
     try:
@@ -348,17 +417,26 @@ def _closing(transport: Transport) -> Iterator[None]:
     transport.close(None)
 
 
+def _restore(server: Server, keeper: Checkpoints, made: Plan, resumption: Resumption | None) -> None:
+    """Takes up the state of the checkpoint from which the run goes on, if there is one."""
+    if resumption is None or resumption.checkpoint is None:
+        return
+    kept = resumption.checkpoint
+    with resume.understood(kept):
+        server.restore(kept.snapshot, resume.versions_of(kept, made.layout.n_parameters))
+    keeper.begin_at(server.pulse.version)
+
+
 def _server(
     made: Plan,
-    folder: Path,
+    attempt: _Attempt,
     caller: Caller,
-    recorded: ReplaySchedule | None,
     transport: Transport,
-    record: RecordWriter,
+    begun: _Begun,
     clock: Callable[[], float],
-) -> tuple[Server, Vitals]:
-    config = made.config
-    versions = VersionStore(made.layout.n_parameters, config.memory.server_versions_bytes, folder)
+) -> tuple[Server, Vitals, Checkpoints]:
+    config, record, recorded = made.config, begun.record, attempt.recorded
+    versions = VersionStore(made.layout.n_parameters, config.memory.server_versions_bytes, attempt.folder)
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
     bounds = made.bounds if recorded is None else replace(made.bounds, reserve=1)
     report = _reporter(record, transport, clock)
@@ -366,6 +444,16 @@ def _server(
     evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
     schedule: EventSource = made.schedule() if recorded is None else recorded
     vitals = Vitals(transport, supply, record, config.record.flush_s)
+    resumption = begun.resumption
+    keeper = Checkpoints(
+        attempt.folder,
+        config.checkpoint,
+        {"config_sha256": configfile.sha256(config if resumption is None else resumption.found.config)},
+        record,
+        {} if resumption is None else resumption.start_rows,
+        versions,
+        supply.release_version,
+    )
     server = Server(
         config=config,
         schedule=schedule,
@@ -378,8 +466,9 @@ def _server(
         clock=clock,
         stop_requested=caller.stop_requested,
         watchers=(vitals, *caller.watchers),
+        keeper=keeper if recorded is None else None,
     )
-    return server, vitals
+    return server, vitals, keeper
 
 
 # ------------------------------------------------------------------------------------------------ the record
@@ -394,7 +483,7 @@ def _reporter(record: RecordWriter, transport: Transport, clock: Callable[[], fl
     return report
 
 
-def _record_plan(made: Plan) -> Any:
+def _record_plan(made: Plan, resumption: Resumption | None) -> Any:
     from fedsim.record.schema import RecordPlan, scalar_column
 
     people, layout = made.population, made.layout
@@ -409,10 +498,11 @@ def _record_plan(made: Plan) -> Any:
         client_names=() if named == plain else named,
         rule_scalars=tuple(scalars),
         metrics=tuple(metrics),
+        start_rows=() if resumption is None else tuple(resumption.start_rows.items()),
     )
 
 
-def _provenance(made: Plan, here: _Here, caller: Caller) -> Any:
+def _provenance(made: Plan, here: _Here, caller: Caller, found: Found | None) -> Any:
     from fedsim.record import provenance
 
     config = made.config
@@ -427,7 +517,7 @@ def _provenance(made: Plan, here: _Here, caller: Caller) -> Any:
         policy=config.schedule.policy,
         rule=config.aggregation.rule,
         dataset=config.data.dataset,
-        config_text=configfile.resolved_text(config),
+        config_text=configfile.resolved_text(config) if found is None else found.config_text,
         command=tuple(caller.command_line),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         data_sha256=here.statements[0].data_sha256,
@@ -436,10 +526,17 @@ def _provenance(made: Plan, here: _Here, caller: Caller) -> Any:
         threads=config.threads,
         places=tuple(places),
         mpi_library=_mpi_library(caller.world),
-        allow_mixed=config.allow_mixed,
+        allow_mixed=config.allow_mixed or caller.allow_mixed,
+        attempt=0 if found is None else found.attempt,
+        parent="" if found is None else found.parent,
     )
     collected = provenance.collect(facts, os.environ, made.base_dir)
-    attributes = {**collected.attributes, "config_folder": str(made.base_dir), "path_reason": made.path_reason}
+    attributes = {
+        **collected.attributes,
+        "config_folder": str(made.base_dir),
+        "path_reason": made.path_reason,
+        "environment": resume.environment_text(here.statements),
+    }
     return replace(collected, attributes=attributes)
 
 
@@ -457,4 +554,4 @@ def _totals(made: Plan, pulse: Pulse, wall_s: float) -> Any:
     return RunTotals(pulse.version, pulse.n_updates, pulse.virtual_s, wall_s)
 
 
-__all__ = ["Caller", "Ending", "replay_run", "run", "run_file"]
+__all__ = ["Caller", "Ending", "replay_run", "resume_run", "run", "run_file"]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from fedsim import snapshot, states
 from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
@@ -23,6 +24,7 @@ from fedsim.engine.supply import Item, Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
+from fedsim.snapshot import Snapshot
 from fedsim.types import Event, EventKind, Feedback, Float32, Outcome, Task, Update
 
 _NAN = math.nan
@@ -55,8 +57,30 @@ class EventSource(Protocol):
     def learned(self, feedback: Feedback) -> None: ...
 
 
+class LiveSchedule(EventSource, Protocol):
+    """A schedule whose state can be kept."""
+
+    def unconsumed(self) -> list[Task]: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def restore(self, saved: Snapshot) -> None: ...
+
+
+class Keeper(Protocol):
+    """Who keeps checkpoints of a live schedule's run: says when, and takes a state with the versions it needs."""
+
+    def is_due(self, pulse: Pulse) -> bool: ...
+
+    def keep(self, saved: Snapshot, versions: Sequence[int]) -> None: ...
+
+
 class Interrupted(Exception):
-    """The wall-clock limit or a signal: the run ends as `stopped`."""
+    """The wall-clock limit, or a signal (`in_haste`): the run ends as `stopped`."""
+
+    def __init__(self, in_haste: bool) -> None:
+        super().__init__()
+        self.in_haste = in_haste
 
 
 @dataclass
@@ -91,11 +115,22 @@ class _Merged:
         return (version, virtual_s, wall_s, n, self.weight_sum, mean, self.staleness_max if n else -1)
 
 
+@dataclass
+class _Left:
+    """What is left to do of an event once all that is owed is consumed: a version, a last one, one cut short."""
+
+    merge: bool = False
+    is_last: bool = False
+    is_short: bool = False  # a tier's round, cut short by the stop
+    is_patient: bool = False
+
+
 class Server:
     """Rank zero's loop. `run` returns the status that the run ended with: `done` or `stopped`.
 
-    Between two events its state is the rule's, the schedule's, and what is owed: tasks that have ended in the schedule
-    and are not recorded yet, with their outcomes; those to be applied are still in the supply.
+    Its state is the rule's, the schedule's, and what is owed: tasks that have ended in the schedule and are not
+    recorded yet, with their outcomes; those to be applied are still in the supply. Wherever it waits for an update,
+    also in the middle of an event, its state can be kept.
     """
 
     def __init__(
@@ -111,6 +146,7 @@ class Server:
         clock: Callable[[], float],
         stop_requested: Callable[[], bool],
         watchers: Sequence[Watcher],
+        keeper: Keeper | None = None,
     ) -> None:
         self._stop = config.stop
         self._on_wall = config.clock == "wall"
@@ -127,7 +163,10 @@ class Server:
         self._merged = _Merged()
         self._owed: deque[tuple[Task, Outcome]] = deque()
         self._n_reached = 0  # updates consumed or owed
+        self._left: _Left | None = None
+        self._keeper = keeper
         self._finished = False
+        self._begun = False
         self.pulse = Pulse()
 
     def run(self, replaying: bool = False) -> str:
@@ -137,19 +176,29 @@ class Server:
             StalledError: nothing can happen any more.
             ClientError, WorkerError: something went wrong at a worker.
         """
-        self._put_out(self._rule.publish(self._state))
-        self._finished = self._evaluations.target_reached(0)
         status = "done"
         try:
+            if not self._begun:
+                self._begin(self._on_wall and not replaying)
             if self._on_wall and not replaying:
                 self._run_on_wall()
             else:
                 self._run_virtual()
-        except Interrupted:
+        except Interrupted as interrupted:
+            self._keep()
+            if interrupted.in_haste:
+                return "stopped"
             status = "stopped"
         self._evaluations.finish(self.pulse.version, self.pulse.virtual_s)
         self._attend()
         return status
+
+    def _begin(self, live: bool) -> None:
+        """Version 0, and the first tasks."""
+        self._put_out(self._rule.publish(self._state))
+        self._finished = self._evaluations.target_reached(0)
+        self._supply.submit(self._schedule.dispatch(self._clock() if live else self._schedule.now_s))
+        self._begun = True
 
     def weights(self) -> Float32:
         """The current version, flat (P,) float32."""
@@ -159,9 +208,76 @@ class Server:
         """Gives back what the run kept outside memory."""
         self._versions.close()
 
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def snapshot(self) -> Snapshot:
+        """The whole state but for the versions."""
+        owed = {"owed": [task for task, _ in self._owed], "outcomes": [int(outcome) for _, outcome in self._owed]}
+        return snapshot.joined(
+            {
+                "server": states.of(self._own() | owed),
+                "rule": snapshot.of(self._state),
+                "schedule": self._live.snapshot(),
+                "evaluations": self._evaluations.snapshot(),
+            }
+        )
+
+    def restore(self, saved: Snapshot, versions: Iterable[tuple[int, Float32]]) -> None:
+        """Goes on from a snapshot, in a new server, with the versions that were kept with it.
+
+        Raises:
+            RecordError: it is no snapshot of such a run.
+        """
+        plan = self._own() | {"left": None, "owed": [], "outcomes": []}
+        own = states.restored(snapshot.part(saved, "server"), plan, {"left": _Left()})
+        pulse = self.pulse
+        pulse.version, pulse.n_updates, pulse.virtual_s = own["version"], own["n_updates"], own["virtual_s"]
+        self._merged, self._n_reached, self._left = own["merged"], own["n_reached"], own["left"]
+        self._owed.extend(zip(own["owed"], map(Outcome, own["outcomes"]), strict=True))
+        snapshot.put(self._state, snapshot.part(saved, "rule"))
+        self._live.restore(snapshot.part(saved, "schedule"))
+        numbers = []
+        for number, vector_P in versions:
+            vector_P.flags.writeable = False
+            self._versions.add(number, vector_P)
+            numbers.append(number)
+        self._supply.submit(self._unconsumed())
+        self._evaluations.restore(snapshot.part(saved, "evaluations"))
+        for number in numbers:
+            if number != self.pulse.version:
+                self._supply.release_version(number)
+        self._begun = True
+
+    def _own(self) -> dict[str, Any]:
+        """The server's own fields by their names in a checkpoint."""
+        pulse = {name: getattr(self.pulse, name) for name in ("version", "n_updates", "virtual_s")}
+        return pulse | {"merged": self._merged, "n_reached": self._n_reached, "left": self._left}
+
+    @property
+    def _live(self) -> LiveSchedule:
+        return cast(LiveSchedule, self._schedule)  # who replays keeps nothing, and restores nothing
+
+    def _unconsumed(self) -> list[Task]:
+        """The tasks whose updates may still be consumed."""
+        owed = [task for task, outcome in self._owed if outcome is Outcome.APPLIED]
+        return owed + [task for task in self._live.unconsumed() if task.wanted]
+
+    def _keep(self) -> None:
+        """Hands the state to the keeper, and says which versions it cannot do without."""
+        if self._keeper is None:
+            return
+        tasks = {task.base_version for task in self._unconsumed()}
+        needed = {self.pulse.version, *tasks, *self._evaluations.outstanding()}
+        self._recorder.flush()
+        self._keeper.keep(self.snapshot(), sorted(needed))
+
+    # ------------------------------------------------------------------------------ the two clocks
+
     def _run_virtual(self) -> None:
         schedule = self._schedule
-        self._supply.submit(schedule.dispatch(schedule.now_s))
+        if self._left is not None:
+            self._complete(self._left)
+            self._go_on()
         while not self._finished:
             event = schedule.peek()
             if event is None and not schedule.ends:
@@ -173,16 +289,18 @@ class Server:
                 self.pulse.virtual_s = self._stop.virtual_s
                 break
             self._handle(event)
-            if not self._finished and schedule.instant_over():
-                self._supply.submit(schedule.dispatch(schedule.now_s))
-            self._supply.service()
-            self._attend()
-            self._check_interrupted()
+            self._go_on()
         self._settle()
+
+    def _go_on(self) -> None:
+        """After an event: dispatches if its instant is over, and looks after everything else."""
+        if not self._finished and self._schedule.instant_over():
+            self._supply.submit(self._schedule.dispatch(self._schedule.now_s))
+        self._supply.service()
+        self._rest()
 
     def _run_on_wall(self) -> None:
         schedule, supply = self._schedule, self._supply
-        supply.submit(schedule.dispatch(self._clock()))
         while not self._finished:
             supply.pump()
             timer = schedule.peek()
@@ -196,8 +314,7 @@ class Server:
             supply.submit(schedule.dispatch(self._clock()))
             if schedule.n_in_flight == 0 and schedule.peek() is None:
                 raise StalledError(self._stalled_text())
-            self._attend()
-            self._check_interrupted()
+            self._rest()
 
     def _handle_arrivals(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -219,13 +336,20 @@ class Server:
                 self._supply.cancel(task.task)
             self._owed.append((task, outcome))
         is_last = room is not None and len(step.consumed) >= room
-        is_short = room is not None and len(step.consumed) > room  # a tier's round, cut short by the stop
-        self._settle(is_patient=not (step.merge or is_last or self._on_wall or self._schedule.learns))
-        if is_short:
-            self._schedule.version -= step.merge
-        elif step.merge:
+        is_short = room is not None and len(step.consumed) > room
+        is_patient = not (step.merge or is_last or self._on_wall or self._schedule.learns)
+        self._left = left = _Left(step.merge, is_last, is_short, is_patient)
+        self._complete(left)
+
+    def _complete(self, left: _Left) -> None:
+        """The rest of an event."""
+        self._settle(is_patient=left.is_patient)
+        self._left = None
+        if left.is_short:
+            self._schedule.version -= left.merge
+        elif left.merge:
             self._merge()
-        self._finished = self._finished or is_last
+        self._finished = self._finished or left.is_last
 
     def _settle(self, *, is_patient: bool = False) -> None:
         """Consumes and records what is owed, in order; if it is patient, only as far as that needs no waiting."""
@@ -289,16 +413,21 @@ class Server:
         for watcher in self._watchers:
             watcher(self.pulse)
 
-    def _while_waiting(self) -> None:
-        self._evaluations.collect()
+    def _rest(self) -> None:
+        """Where nothing is half done: whether an end is asked for, or a checkpoint is due."""
         self._attend()
-        self._check_interrupted()
-
-    def _check_interrupted(self) -> None:
         if self._finished:
             return
-        if self._stop_requested() or (self._stop.wall_s is not None and self.pulse.wall_s >= self._stop.wall_s):
-            raise Interrupted
+        if self._stop_requested():
+            raise Interrupted(in_haste=True)
+        if self._stop.wall_s is not None and self.pulse.wall_s >= self._stop.wall_s:
+            raise Interrupted(in_haste=False)
+        if self._keeper is not None and self._keeper.is_due(self.pulse):
+            self._keep()
+
+    def _while_waiting(self) -> None:
+        self._evaluations.collect()
+        self._rest()
 
     def _stalled_text(self) -> str:
         return (

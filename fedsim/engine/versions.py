@@ -20,7 +20,7 @@ class VersionStore:
     """
 
     def __init__(self, n_parameters: int, bound_bytes: int, scratch_dir: Path | None = None) -> None:
-        self._n_parameters = n_parameters
+        self.n_parameters = n_parameters
         self._row_bytes = 4 * n_parameters
         self._n_in_memory = max(1, bound_bytes // self._row_bytes)
         self._memory: dict[int, Float32] = {}
@@ -74,7 +74,7 @@ class VersionStore:
 
     def _read(self, offset: int) -> Float32:
         assert self._file is not None
-        vector_P = np.empty(self._n_parameters, dtype=np.float32)
+        vector_P = np.empty(self.n_parameters, dtype=np.float32)
         view = vector_P.view(np.uint8).data
         while view:  # one call moves less than 2 GiB
             n_read = os.preadv(self._file, [view], offset)
@@ -103,5 +103,5 @@ class VersionStore:
         while view:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
+        self._slots[version] = slot  # before it leaves memory: a checkpoint may be reading it in another thread
         del self._memory[version]
-        self._slots[version] = slot

@@ -105,10 +105,14 @@ class RecordWriter:
         for table in self._buffers:
             self._write(table)
         if durable:
-            try:
-                sync(self.path)
-            except OSError as error:
-                raise self._failed(error) from error
+            self.sync()
+
+    def sync(self) -> None:
+        """Waits until what was flushed is on the disk; any thread may. `RecordError` if that fails."""
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def rows(self) -> dict[str, int]:
         """Rows taken so far by table name, buffered ones included: what a checkpoint notes (after a `flush`)."""

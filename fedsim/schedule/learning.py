@@ -2,6 +2,8 @@
 
 A learner is told of each update when it is consumed, in that order, and decides at dispatch alone. So every decision
 is a function of what was applied by then, on any number of ranks. A replay decides nothing, and tells nobody.
+A checkpoint holds what learners and paces keep: their attributes are plain values (`fedsim.states`), or they offer
+`snapshot()` and `restore(snapshot)`.
 """
 
 from __future__ import annotations

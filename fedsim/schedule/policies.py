@@ -48,7 +48,8 @@ class Timer(NamedTuple):
 class Policy(Protocol):
     """The state machine of one policy; `n_in_flight` counts tasks dispatched and not ended.
 
-    `consumes_on_arrival` says that an arrival's step consumes just that update.
+    `consumes_on_arrival` says that an arrival's step consumes just that update. What a policy keeps are plain values,
+    as `fedsim.snapshot.of` takes them: a checkpoint holds them.
     """
 
     consumes_on_arrival: bool
@@ -67,6 +68,9 @@ class Policy(Protocol):
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         """A timer went off; it may set the next one."""
+
+    def held(self) -> Sequence[Task]:
+        """Tasks whose updates have arrived and are still to be consumed."""
 
 
 def _none_ended(task: Task) -> Step:
@@ -106,6 +110,9 @@ class BufferedPolicy:
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
 
+    def held(self) -> Sequence[Task]:
+        return ()
+
 
 class KAsyncPolicy:
     """Every `k` arrivals make a version; the finishers' slots wait for it, a lost task's slot does not."""
@@ -135,6 +142,9 @@ class KAsyncPolicy:
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
+
+    def held(self) -> Sequence[Task]:
+        return ()
 
 
 class WindowPolicy:
@@ -180,6 +190,9 @@ class WindowPolicy:
         self._n_waiting = 0
         self._timer_runs = merge or self._n_out > 0
         return Step(merge=merge), self._end_of(number + 1) if self._timer_runs else None
+
+    def held(self) -> Sequence[Task]:
+        return ()
 
     def _end_of(self, number: int) -> Timer:
         return Timer(self._start_s + number * self._window_s, number)
@@ -239,6 +252,9 @@ class SyncPolicy:
             return Step(), None
         return Step((), *self._end()), None
 
+    def held(self) -> Sequence[Task]:
+        return ()
+
     def _end(self) -> tuple[tuple[tuple[Task, Outcome], ...], bool]:
         aborted = tuple((task, Outcome.ABORTED) for task in self._out.values())
         merge = self._n_arrived > 0
@@ -279,6 +295,9 @@ class TiersPolicy:
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
+
+    def held(self) -> Sequence[Task]:
+        return [task for arrived in self._arrived for task in arrived]
 
     def _leave(self, task: Task) -> int:
         tier = self._tier_of.pop(task.task)

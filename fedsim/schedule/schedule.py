@@ -22,14 +22,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedsim.errors import StalledError
+from fedsim import snapshot, states
+from fedsim.errors import RecordError, StalledError
 from fedsim.schedule.learning import Learner, Pace
 from fedsim.schedule.policies import Opening, Policy, Step, Timer
 from fedsim.schedule.selection import Domain, Selection
+from fedsim.snapshot import Snapshot
 from fedsim.types import Event, EventKind, Feedback, Int64, Task
 
 _NAN = math.nan
 _SPARE_EVENTS = 1024
+_COLUMNS = ("tasks", "domains", "positions")  # of what is in flight, in a checkpoint
+_PLACES = {  # a schedule's other fields by their names in a checkpoint
+    "now_s": "now_s",
+    "version": "version",
+    "n_consumed": "n_consumed",
+    "events": "_events",
+    "steps_given": "_steps_given",
+    "wake_s": "_wake_s",
+    "next_task": "_next_task",
+    "n_fruitless": "_n_fruitless",
+}
 
 
 class TaskPlanner(Protocol):
@@ -151,6 +164,43 @@ class Schedule:
         for opening in self._policy.openings(len(self._in_flight)):
             tasks += self._fill(opening, now_s)
         return tasks
+
+    def unconsumed(self) -> list[Task]:
+        """The tasks that may still be consumed: those in flight, and those that the policy holds."""
+        return [*self._policy.held(), *(task for task, _, _ in self._in_flight.values())]
+
+    def snapshot(self) -> Snapshot:
+        """Everything that a schedule of the same configuration needs to go on from here."""
+        in_flight = list(self._in_flight.values())
+        columns = {name: [entry[i] for entry in in_flight] for i, name in enumerate(_COLUMNS)}
+        own = states.of({name: getattr(self, place) for name, place in _PLACES.items()} | columns)
+        others = {name: states.of_object(other) for name, other in self._others().items()}
+        return snapshot.joined({"own": own} | others)
+
+    def restore(self, saved: Snapshot) -> None:
+        """Goes on from a snapshot; this schedule must be a new one. Raises RecordError for one that cannot be."""
+        here: dict[str, Any] = {name: getattr(self, place) for name, place in _PLACES.items()}
+        state = states.restored(snapshot.part(saved, "own"), here | {name: [] for name in _COLUMNS})
+        for name, other in self._others().items():
+            states.restore_object(other, snapshot.part(saved, name))
+        for name, place in _PLACES.items():
+            setattr(self, place, state[name])
+        for task, number, position in zip(*(state[name] for name in _COLUMNS), strict=True):
+            domain = self._domains[number] if 0 <= number < len(self._domains) else None
+            if domain is None or not domain.is_idle(position, task.client):
+                raise RecordError(f"checkpoint: task {task.task} is of a client that cannot have it")
+            domain.take(position)
+            self._in_flight[task.task] = (task, number, position)
+
+    def _others(self) -> dict[str, Any]:
+        """Who else keeps a state, by its name in a checkpoint: the policy, the pace and the learners, each once."""
+        others: dict[str, Any] = {"policy": self._policy}
+        if self._pace is not None:
+            others["pace"] = self._pace
+        for index, learner in enumerate(self._learners):
+            if all(learner is not other for other in others.values()):
+                others[f"learner-{index}"] = learner
+        return others
 
     def _react(self, event: Event) -> Step:
         kind = event.kind

@@ -74,6 +74,10 @@ class Domain:
         i = bisect_left(self._busy, position)
         return i < len(self._busy) and self._busy[i] == position
 
+    def is_idle(self, position: int, client: int) -> bool:
+        """Whether this client has this position, and is idle."""
+        return 0 <= position < self.size and self.client(position) == client and not self.is_busy(position)
+
     def kth_idle(self, k: int) -> int:
         """The position of the k-th idle one, counted from 0: binary search in the sorted busy ones."""
         busy, low, high = self._busy, 0, len(self._busy)

@@ -44,6 +44,7 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "stop.target": (config.TargetConfig, None),
     "memory": (config.MemoryConfig, None),
     "record": (config.RecordConfig, None),
+    "checkpoint": (config.CheckpointConfig, None),
 }
 
 

@@ -15,6 +15,7 @@ from fedsim.cli import COMMANDS, cli
 HELP = ("-h", "--help")
 FROZEN = {
     "run": ["CONFIG", ("--set",), ("--out",), ("--quiet",), HELP],
+    "resume": ["RUN", ("--allow-mixed",), ("--quiet",), HELP],
     "check": ["CONFIG", ("--set",), HELP],
     "show": ["RUN", ("--json",), ("--plot",), ("--join",), HELP],
     "watch": ["RUN", ("--interval",), HELP],

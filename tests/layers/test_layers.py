@@ -24,6 +24,7 @@ LEVELS = {
     "seeding": 0,
     "layout": 0,
     "snapshot": 0,
+    "states": 0,
     "config": 0,
     "configfile": 0,
     "configerrors": 0,

@@ -149,8 +149,8 @@ def test_a_signal_ends_a_run_in_order(config_path: Path, tmp_path: Path, name: s
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 128 + getattr(signal, name)
-    assert err == f"fedsim: stopped by {name}\n"
+    assert process.returncode == 75
+    assert err == f"fedsim: stopped by {name}, with a checkpoint; go on: fedsim resume runs/tiny\n"
     assert summary(tmp_path / "runs" / "tiny")["status"] == "stopped"
 
 
@@ -242,7 +242,7 @@ def test_a_signal_to_the_ranks_ends_the_job_in_order(config_path: Path, tmp_path
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 140
-    assert own_lines(err) == ["fedsim: stopped by SIGUSR2"]
+    assert process.returncode == 75
+    assert own_lines(err) == ["fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume runs/tiny"]
     assert summary(tmp_path / "runs" / "tiny")["status"] == "stopped"
     shutil.rmtree(tmp_path / "runs")

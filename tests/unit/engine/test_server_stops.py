@@ -102,8 +102,7 @@ def test_a_signal_ends_a_run_in_order(bench: Any, config: Any) -> None:
     n = len(part.rows.tables["tasks"])
     assert part.status == "stopped" and 0 < n < 50
     assert part.rows.history() == whole.rows.history()[:n]
-    # The last version is evaluated all the same.
-    assert [row[0] for row in part.rows.tables["evaluations"]] == [part.pulse.version]
+    assert part.rows.tables["evaluations"] == []  # in haste: what is not in yet is not waited for
 
 
 def test_a_target_takes_effect_when_it_may_be_read(bench: Any, config: Any) -> None:

@@ -24,12 +24,14 @@ from fedsim.engine.supply import Bounds, Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.worker import Worker
 from fedsim.population.devices import Devices
+from fedsim.record.checkpoint import Checkpoint, Vectors, write
 from fedsim.record.schema import TASKS, VERSIONS
 from fedsim.schedule.placement import placement
 from fedsim.schedule.policies import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import AlwaysThere, Domain, Selection
 from fedsim.schedule.tiers import tiers
+from fedsim.snapshot import Snapshot
 from fedsim.types import EvaluationRow, Float32, Task, TaskReport
 
 N_PARAMETERS = 5
@@ -134,6 +136,12 @@ class Rows:
     def tick(self, now_s: float) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
+    def rows(self) -> dict[str, int]:
+        return {name: len(rows) for name, rows in self.tables.items()}
+
     def column(self, table: str, name: str) -> np.ndarray[Any, Any]:
         """A column by its name in the record."""
         position = {"tasks": TASKS, "versions": VERSIONS}[table].names.index(name)
@@ -143,6 +151,52 @@ class Rows:
         """The columns that a run's history consists of, a tuple a task; NaN as None, so that rows can be compared."""
         columns = [self.column("tasks", name).tolist() for name in HISTORY]
         return [tuple(None if x != x else x for x in row) for row in zip(*columns, strict=True)]
+
+
+class Killed(Exception):
+    """The end of a process, as far as this process can tell."""
+
+
+class Kept:
+    """A checkpoint: state, versions and the rows that there were."""
+
+    def __init__(self, saved: Snapshot, versions: dict[int, Float32], rows: Rows) -> None:
+        self.saved, self.versions = saved, versions
+        self._tables = {name: list(table) for name, table in rows.tables.items()}
+
+    def rows(self) -> Rows:
+        """A record that goes on from here."""
+        rows = Rows()
+        rows.tables = {name: list(table) for name, table in self._tables.items()}
+        return rows
+
+
+class Killing:
+    """Keeps checkpoints, through real files, at these moments, and kills the run at a later one.
+
+    A moment is a call of `is_due`: between two events, or in the middle of one that waits for an update.
+    """
+
+    Killed = Killed
+
+    def __init__(self, folder: Path, keep_at: Sequence[int], kill_at: int) -> None:
+        self._folder, self._keep_at, self._kill_at = folder, set(keep_at), kill_at
+        self.n_moments = 0
+        self.last: Kept | None = None
+        self.versions: VersionStore
+        self.rows: Rows
+
+    def is_due(self, pulse: Pulse) -> bool:
+        self.n_moments += 1
+        if self.n_moments == self._kill_at:
+            raise Killed
+        return self.n_moments in self._keep_at
+
+    def keep(self, saved: Snapshot, versions: Sequence[int]) -> None:
+        vectors = Vectors(len(versions), N_PARAMETERS, lambda i: self.versions.get(versions[i]))
+        read = Checkpoint(write(self._folder, self.n_moments, saved, vectors))
+        assert read.snapshot.keys() == saved.keys()
+        self.last = Kept(read.snapshot, dict(zip(versions, read.versions(N_PARAMETERS), strict=True)), self.rows)
 
 
 @dataclass
@@ -169,16 +223,23 @@ class Bench:
     evaluator: Any = field(default_factory=Counting)
     has_tests: bool = True
 
-    def run(self, config: RunConfig) -> Result:
-        """The configuration's own schedule."""
-        return self._run(config, schedule_of(config), replaying=False)
+    def run(self, config: RunConfig, keeper: Killing | None = None, kept: Kept | None = None) -> Result:
+        """The configuration's own schedule, from its beginning or from a checkpoint."""
+        return self._run(config, schedule_of(config), replaying=False, keeper=keeper, kept=kept)
 
     def replay(self, config: RunConfig, history: History) -> Result:
         """A recorded schedule."""
         endless = config.model_copy(update={"stop": StopConfig(versions=2**40)})
         return self._run(endless, ReplaySchedule(history, work_of(config), N_CLIENTS), replaying=True)
 
-    def _run(self, config: RunConfig, schedule: Any, replaying: bool) -> Result:
+    def _run(
+        self,
+        config: RunConfig,
+        schedule: Any,
+        replaying: bool,
+        keeper: Killing | None = None,
+        kept: Kept | None = None,
+    ) -> Result:
         workers = [
             Worker(index, "here", N_PARAMETERS, Arithmetic(), self.evaluator, self.clock, Trouble())
             for index in range(self.n_workers)
@@ -189,7 +250,9 @@ class Bench:
         bounds = replace(self.bounds, reserve=reserve)
         supply = Supply(transport, placement(self.placement, self.n_workers, SIZES), bounds, versions, self.clock, 1e9)
         supply._backoff = Backoff(sleep=lambda seconds: None)
-        rows = Rows()
+        rows = Rows() if kept is None else kept.rows()
+        if keeper is not None:
+            keeper.versions, keeper.rows = versions, rows
         rule = aggregation.build(config.aggregation)
         server = Server(
             config=config,
@@ -203,7 +266,10 @@ class Bench:
             clock=self.clock,
             stop_requested=self.stop_requested,
             watchers=(),
+            keeper=keeper,
         )
+        if kept is not None:
+            server.restore(kept.saved, ((v, vector_P.copy()) for v, vector_P in kept.versions.items()))
         status = server.run(replaying=replaying)
         return Result(status, rows, server.weights(), server.pulse, supply)
 
@@ -256,6 +322,12 @@ def schedule_of(config: RunConfig) -> Schedule:
 def bench() -> type[Bench]:
     """Call it as `Bench`."""
     return Bench
+
+
+@pytest.fixture
+def killing() -> type[Killing]:
+    """Call it as `Killing`."""
+    return Killing
 
 
 @pytest.fixture

@@ -152,6 +152,17 @@ def _twin(repeat: int, seconds: float, forecast: Path | None, as_json: bool) -> 
     from fedsim.bench.twin.measure import measure
 
     return Options(as_json, repeat, 0, (), None).report(lambda launcher: measure(launcher, repeat, seconds, forecast))
+@bench.command("node", short_help="Whether a host holds its data once.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@_count("--repeat", 1, 1, "How often to measure; the median counts.")
+@_count("--megabytes", 1000, 1, "Size of the data set.")
+@_count("--ranks", 8, 2, "Ranks on this host.")
+def _node(as_json: bool, repeat: int, megabytes: int, ranks: int) -> int:
+    """Sum the proportional memory of many ranks on this host, with a data set and without; beside that of one rank."""
+    from fedsim.bench.node import measure
+
+    options = Options(as_json, repeat, 0, (), None)
+    return options.report(lambda launcher: measure(launcher, repeat, megabytes, ranks))
 
 
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")

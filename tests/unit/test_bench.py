@@ -37,6 +37,7 @@ OPTIONS = {
     "population": [*SHARED, "--clients"],
     "schedule": [*SHARED, "--concurrency"],
     "twin": ["--repeat", "--seconds", "--forecast", "--json"],
+    "node": ["--json", "--repeat", "--megabytes", "--ranks"],
     "training": ["--model", "--paths", "--group-size", "--repeat", "--json"],
 }
 
@@ -289,6 +290,14 @@ def test_memory_in_a_tiny_setting() -> None:
 
 @pytest.mark.mpi
 @pytest.mark.slow
+def test_a_host_holds_its_data_once() -> None:
+    """60 MB are enough to tell one copy from three, and few enough to be quick."""
+    found = _measured("node", "--megabytes", "60", "--ranks", "3")
+    figures = {figure["name"]: figure["median"] for figure in found["figures"]}
+    assert 50 < figures["data set, one rank"] < 100
+    assert figures["ratio of 3 to one"] < 1.5
+
+
 def test_population_in_a_tiny_setting() -> None:
     found = _measured("population", "--updates", "600", "--clients", "5000", *SMALL)
     assert _targets(found) == {

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import DataError, nearest
+from fedsim.population.nodecache import file_sha256
 from fedsim.types import Int64
 
 MAX_CLASSES = 100_000
 MAX_SHARD_BYTES = 2**34
 MAX_DEFLATE_RATIO = 1032  # the most that deflate can expand; bounds what a compressed file may declare
 _CHANNELS = (1, 3, 4)
+_BLOCK_BYTES = 2**24
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -39,13 +41,10 @@ def data_file(base_dir: Path, name: str, key: str) -> Path:
 
 def files_sha256(paths: Iterable[Path]) -> str:
     """SHA-256 of one file's bytes, or of the digests of several in order; hexadecimal."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256"))
+    digests = [file_sha256(path) for path in paths]
     if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+        return digests[0]
+    return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
 
 def checked_labels(values: NDArray[np.generic], where: str, n_classes: int | None) -> Int64:
@@ -77,11 +76,15 @@ def classes_of(labels_N: Int64, n_classes: int | None) -> int:
 def checked_inputs(values: NDArray[np.generic], where: str) -> NDArray[np.generic]:
     """`values`, shape (N, ...), if they are usable: uint8, or numbers that float32 can hold."""
     check_numeric(values.dtype, where)
-    if values.dtype.kind == "f":
+    if values.dtype.kind != "f" or not values.ndim:
+        return values
+    rows = max(1, _BLOCK_BYTES // max(1, values[:1].nbytes))
+    for start in range(0, values.shape[0], rows):  # in blocks: values may be mapped from a file, larger than memory
         with np.errstate(invalid="ignore"):
-            good = np.abs(values) <= _FLOAT32_MAX
+            good = np.abs(values[start : start + rows]) <= _FLOAT32_MAX
         if not good.all():
-            place = tuple(int(i) for i in np.argwhere(~good)[0])
+            first, *rest = (int(i) for i in np.argwhere(~good)[0])
+            place = (start + first, *rest)
             raise DataError(f"{where}: value at {place} is {values[place]}, allowed: finite numbers")
     return values
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fedsim.config import IdxData, PartitionConfig
 from fedsim.errors import DataError
+from fedsim.population import nodecache
 from fedsim.population.datasets import checks
 from fedsim.population.partition import split
 from fedsim.population.population import ArrayData, ArrayPopulation, Samples
@@ -142,7 +143,10 @@ def _loader(images: Path, header: IdxHeader) -> partial[NDArray[np.generic]]:
 
 
 def _read_arranged(images: Path) -> NDArray[np.generic]:
-    return checks.arranged(checks.checked_inputs(read_idx(images), str(images)))
+    header = read_header(images)
+    read = partial(read_idx, images)
+    values = nodecache.shared(images, "", header.n_bytes, read) if _is_gzip(images) else read()
+    return checks.arranged(checks.checked_inputs(values, str(images)))
 
 
 def _same(values: NDArray[np.generic]) -> NDArray[np.generic]:

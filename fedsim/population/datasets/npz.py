@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedsim.config import NpzData, PartitionConfig
 from fedsim.errors import DataError
+from fedsim.population import nodecache
 from fedsim.population.datasets import checks
 from fedsim.population.partition import split
 from fedsim.population.population import ArrayData, ArrayPopulation, Samples
@@ -109,4 +110,6 @@ def _samples(path: Path, part: str, n_classes: int | None) -> Samples:
 
 
 def _read_images(path: Path, name: str) -> NDArray[np.generic]:
-    return checks.arranged(checks.checked_inputs(read_array(path, name), f"{path}: {name}"))
+    shape, dtype = read_header(path, name)
+    values = nodecache.shared(path, name, math.prod(shape) * dtype.itemsize, partial(read_array, path, name))
+    return checks.arranged(checks.checked_inputs(values, f"{path}: {name}"))

@@ -19,7 +19,7 @@ from fedsim.population.nodecache import VARIABLE
 SHAPE = (3, 32, 32)
 CLIENTS = 512
 FEW_SAMPLES = CLIENTS  # of the data set that counts as empty: one a client
-WORKER_DATA_BYTES = 2**24  # what each worker may keep of shards, beside the data
+WORKER_DATA_BYTES = 2**21  # what each worker may keep of shards, beside the data
 RATIO = Target(most=1.3)
 _MIB = 2.0**20
 _EVERY_S = 0.2

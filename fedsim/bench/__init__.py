@@ -152,6 +152,8 @@ def _twin(repeat: int, seconds: float, forecast: Path | None, as_json: bool) -> 
     from fedsim.bench.twin.measure import measure
 
     return Options(as_json, repeat, 0, (), None).report(lambda launcher: measure(launcher, repeat, seconds, forecast))
+
+
 @bench.command("node", short_help="Whether a host holds its data once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @_count("--repeat", 1, 1, "How often to measure; the median counts.")

@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     TEST_SPLIT = 15
     DROPOUT = 16
     INJECTION = 17
+    GUIDED_SELECTION = 18  # explore or exploit, and a round's tier
 
 
 def _mix64(z: int) -> int:

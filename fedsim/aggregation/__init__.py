@@ -1,26 +1,58 @@
-"""How updates become versions: one rule, one file, each citing its paper."""
+"""How updates become versions: one file a family of rules, each citing its papers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from fedsim import config as c
 from fedsim.aggregation.accumulate import Diagnostics, ServerState, published
+from fedsim.aggregation.aflcs import AflCs
+from fedsim.aggregation.cached import Ace, AceDelayAware, Ca2Fl, Mifa
+from fedsim.aggregation.compass import FedCompass
+from fedsim.aggregation.compensated import DcAsgd
+from fedsim.aggregation.distance import AsyncFedEd
+from fedsim.aggregation.fadas import Fadas
 from fedsim.aggregation.fedasync import FedAsync
 from fedsim.aggregation.fedavg import FedAvg
 from fedsim.aggregation.fedbuff import FedBuff
 from fedsim.aggregation.kasync import KAsync
+from fedsim.aggregation.localmodels import AsoFed, FedAt, FedFa, Safa
+from fedsim.aggregation.pisces import Pisces
 from fedsim.aggregation.rule import ALONE, Arrival, Facts, Keeps, Rule
-from fedsim.config import AggregationConfig, FedAsyncRule, FedAvgRule, FedBuffRule, KAsyncRule
+from fedsim.aggregation.similarity import Kafl, Port, Wkafl
 
 __all__ = ["Arrival", "Diagnostics", "Facts", "Keeps", "Rule", "ServerState", "build", "published"]
 
+# Each rule's configuration, and the rule: made of it alone, or of it and the federation's facts.
+_PLAIN: dict[type, Callable[[Any], Rule]] = {
+    c.FedAvgRule: FedAvg,
+    c.FedAsyncRule: FedAsync,
+    c.FedBuffRule: FedBuff,
+    c.KAsyncRule: KAsync,
+    c.PortRule: Port,
+    c.KaflRule: Kafl,
+    c.PiscesRule: Pisces,
+    c.AsyncFedEdRule: AsyncFedEd,
+    c.FedFaRule: FedFa,
+    c.FadasRule: Fadas,
+    c.DcAsgdRule: DcAsgd,
+}
+_KNOWING: dict[type, Callable[[Any, Facts], Rule]] = {
+    c.WkaflRule: Wkafl,
+    c.Ca2FlRule: Ca2Fl,
+    c.AceRule: Ace,
+    c.AceDelayAwareRule: AceDelayAware,
+    c.MifaRule: Mifa,
+    c.FedCompassRule: FedCompass,
+    c.FedAtRule: FedAt,
+    c.SafaRule: Safa,
+    c.AsoFedRule: AsoFed,
+    c.AflCsRule: AflCs,
+}
 
-def build(config: AggregationConfig, facts: Facts = ALONE) -> Rule:
+
+def build(config: c.AggregationConfig, facts: Facts = ALONE) -> Rule:
     """The rule of a configuration, in the federation of `facts`. It holds no state but scratch memory: 256 KiB."""
-    match config:
-        case FedAvgRule():
-            return FedAvg(config)
-        case FedAsyncRule():
-            return FedAsync(config)
-        case FedBuffRule():
-            return FedBuff(config)
-        case KAsyncRule():
-            return KAsync(config)
+    kind = type(config)
+    return _PLAIN[kind](config) if kind in _PLAIN else _KNOWING[kind](config, facts)

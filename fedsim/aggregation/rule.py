@@ -60,6 +60,8 @@ class Facts:
     `n_clients` are those with data (registered); `count_samples` counts the samples of them all, in a pass over the
     clients. `layers` are the tensors' slices of the flat vector. `n_updates` is how many updates go into a version
     where the policy fixes it, else 0. `tier_of` gives a client's tier, 0 the fastest, under the policy `tiers`.
+    `max_lag` is the lag tolerance of the policy `safa`. `planned_versions` is where the run stops, 0 if it does not
+    stop by that.
     """
 
     n_clients: int = 1
@@ -67,6 +69,8 @@ class Facts:
     layers: tuple[slice, ...] = (slice(None),)
     n_updates: int = 0
     n_tiers: int = 1
+    max_lag: int = 0
+    planned_versions: int = 0
     tier_of: Callable[[int], int] = _no_tier
 
 
@@ -85,6 +89,7 @@ class Rule(Protocol):
     payload: Literal["delta", "model"]
     scalar_names: tuple[str, ...]
     needs_base: bool
+    decides_steps: bool
     n_extras: int
     keeps: Keeps
 
@@ -110,6 +115,7 @@ class BaseRule:
     payload: Literal["delta", "model"] = "delta"
     scalar_names: tuple[str, ...] = ()
     needs_base = False
+    decides_steps = False
     n_extras = 0
     keeps = Keeps()
 

@@ -1,19 +1,32 @@
-"""The rules that make versions of updates, and their staleness functions."""
+"""The rules that make versions of updates: the first ones, and the union of all."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedsim.config.base import CountOrZero, NonNegative, Positive, Section
-
-
-class RuleSection(Section):
-    """What a rule says of itself: the policies that it goes with (none named: all), and the words for the others."""
-
-    policies: ClassVar[tuple[str, ...]] = ()
-    refusal: ClassVar[str] = ""
+from fedsim.config.asynchronous import (
+    AceDelayAwareRule,
+    AceRule,
+    AflCsRule,
+    AsoFedRule,
+    AsyncFedEdRule,
+    Ca2FlRule,
+    DcAsgdRule,
+    FadasRule,
+    FedAtRule,
+    FedCompassRule,
+    FedFaRule,
+    KaflRule,
+    MifaRule,
+    PiscesRule,
+    PortRule,
+    SafaRule,
+    WkaflRule,
+)
+from fedsim.config.base import CountOrZero, Positive
+from fedsim.config.staleness import PolynomialStaleness, RuleSection, StalenessConfig
 
 
 class FedAvgRule(RuleSection):
@@ -23,30 +36,6 @@ class FedAvgRule(RuleSection):
     weighting: Literal["samples", "uniform"] = "samples"
     server_learning_rate: Positive = 1.0
     max_staleness: CountOrZero | None = None
-
-
-class ConstantStaleness(Section):
-    """1: stale updates count like fresh ones."""
-
-    kind: Literal["constant"]
-
-
-class PolynomialStaleness(Section):
-    """(1 + tau)^-a"""
-
-    kind: Literal["polynomial"]
-    a: NonNegative = 0.5
-
-
-class HingeStaleness(Section):
-    """1 for tau <= b, else 1 / (a (tau - b) + 1)"""
-
-    kind: Literal["hinge"]
-    a: Positive = 10.0
-    b: NonNegative = 4.0
-
-
-StalenessConfig = Annotated[ConstantStaleness | PolynomialStaleness | HingeStaleness, Field(discriminator="kind")]
 
 
 class FedAsyncRule(RuleSection):
@@ -64,7 +53,7 @@ class FedAsyncRule(RuleSection):
 class FedBuffRule(RuleSection):
     """w <- w + eta (1/K) sum s(tau) D_k (Nguyen et al. 2022)."""
 
-    policies = ("buffered", "k-async", "window", "tiers")
+    policies = ("buffered", "k-async", "window", "pisces", "tiers")
     refusal = "needs a buffer: schedule.policy buffered (or k-async, window, tiers)"
 
     rule: Literal["fedbuff"]
@@ -85,4 +74,27 @@ class KAsyncRule(RuleSection):
     max_staleness: CountOrZero | None = None
 
 
-AggregationConfig = Annotated[FedAvgRule | FedAsyncRule | FedBuffRule | KAsyncRule, Field(discriminator="rule")]
+AggregationConfig = Annotated[
+    FedAvgRule
+    | FedAsyncRule
+    | FedBuffRule
+    | KAsyncRule
+    | WkaflRule
+    | PortRule
+    | KaflRule
+    | PiscesRule
+    | AsyncFedEdRule
+    | FedFaRule
+    | Ca2FlRule
+    | FadasRule
+    | AceRule
+    | AceDelayAwareRule
+    | MifaRule
+    | DcAsgdRule
+    | FedCompassRule
+    | FedAtRule
+    | SafaRule
+    | AsoFedRule
+    | AflCsRule,
+    Field(discriminator="rule"),
+]

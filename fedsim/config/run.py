@@ -11,7 +11,7 @@ from fedsim.config.base import Bytes, Count, CountOrZero, PositiveSeconds, Secti
 from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
 from fedsim.config.devices import DevicesConfig
 from fedsim.config.models import ModelConfig
-from fedsim.config.schedule import ScheduleConfig
+from fedsim.config.schedule import ScheduleConfig, TiflSelection
 from fedsim.config.training import TrainingConfig
 
 
@@ -131,6 +131,7 @@ class RunConfig(Section):
         if self.clock == "wall":
             self._check_wall()
         self._check_rule()
+        self._check_selection()
         if self.stop.target is not None and self.evaluation.every_versions is None:
             raise ValueError("stop.target reads evaluations: evaluation.every_versions must be given")
         return self
@@ -146,8 +147,13 @@ class RunConfig(Section):
             raise ValueError("stop.virtual_s needs clock: virtual, got wall (use wall_s)")
         if self.devices != DevicesConfig():
             raise ValueError("devices simulates delays, loss and absence: it needs clock: virtual, got wall")
-        if self.schedule.policy == "tiers":
+        policy = self.schedule.policy
+        if policy == "tiers":
             raise ValueError("schedule.policy tiers ranks simulated devices: it needs clock: virtual, got wall")
+        if policy in ("pisces", "compass", "safa"):
+            raise ValueError(f"schedule.policy {policy} follows simulated times: it needs clock: virtual, got wall")
+        if isinstance(self.schedule.selection, TiflSelection):
+            raise ValueError("schedule.selection tifl ranks simulated devices: it needs clock: virtual, got wall")
 
     def _check_partition(self) -> None:
         dataset, kind = self.data.dataset, self.partition.kind
@@ -159,6 +165,22 @@ class RunConfig(Section):
             )
         if not central and kind != "natural":
             raise ValueError(f"data set '{dataset}' has its own clients: partition.kind must be natural, got {kind}")
+
+    def _check_selection(self) -> None:
+        """Selections that learn need what they learn from."""
+        selection = self.schedule.selection
+        if isinstance(selection, str):
+            return
+        if isinstance(selection, TiflSelection) and self.schedule.policy != "sync":
+            raise ValueError(
+                "schedule.selection tifl draws a tier for each round: schedule.policy must be sync, "
+                f"got {self.schedule.policy}"
+            )
+        if self.record.losses == "none":
+            raise ValueError(
+                f"schedule.selection {selection.kind} reads the losses of updates: record.losses must be running or "
+                "full, got none"
+            )
 
     def _check_rule(self) -> None:
         rule, policy = self.aggregation, self.schedule.policy

@@ -1,4 +1,4 @@
-"""When versions are made and how many tasks are in flight."""
+"""When versions are made, how many tasks are in flight, and who is chosen for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,33 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedsim.config.base import Count, PositiveSeconds, Section
+from fedsim.config.base import Count, CountOrZero, Fraction, NonNegative, Positive, PositiveSeconds, Section
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class PiscesSelection(Section):
+    """By utility, samples x loss norm x (1 + mean staleness)^-power; exploration fades (Jiang et al. 2022)."""
+
+    kind: Literal["pisces"]
+    explore: Fraction = 0.9
+    decay: Share = 0.98
+    explore_min: Fraction = 0.3
+    power: NonNegative = 0.5
+    window: Annotated[int, Field(ge=1, le=1000)] = 5
+
+
+class TiflSelection(Section):
+    """Each round from one tier of like speed, drawn by the ranks of the tiers' losses (Chai et al. 2020)."""
+
+    kind: Literal["tifl"]
+    tiers: Annotated[int, Field(ge=1, le=1000)] = 5
+    every_rounds: Count = 10
+    credits: Count | None = None
+
+
+SelectionConfig = Annotated[PiscesSelection | TiflSelection, Field(discriminator="kind")]
+Chosen = Literal["uniform", "size", "availability"]
 
 
 class SyncSchedule(Section):
@@ -17,7 +43,7 @@ class SyncSchedule(Section):
     cohort: Count
     over_selection: Annotated[float, Field(ge=1.0, le=1000.0)] = 1.0
     deadline_s: PositiveSeconds | None = None
-    selection: Literal["uniform", "size", "availability"] = "uniform"
+    selection: Chosen | SelectionConfig = "uniform"
 
     @property
     def concurrency(self) -> int:
@@ -30,16 +56,20 @@ class AsyncSchedule(Section):
 
     policy: Literal["async"]
     concurrency: Count
-    selection: Literal["uniform", "size", "availability"] = "uniform"
+    selection: Chosen | SelectionConfig = "uniform"
 
 
 class BufferedSchedule(Section):
-    """Every `buffer` arrivals make a version; slots start again at once (FedBuff, K-batch-async)."""
+    """Every `buffer` arrivals make a version; slots start again at once (FedBuff, K-batch-async).
+
+    With `max_lag` a version also waits for every task that it would leave further behind than that (PORT).
+    """
 
     policy: Literal["buffered"]
     concurrency: Count
     buffer: Count = 10
-    selection: Literal["uniform", "size", "availability"] = "uniform"
+    max_lag: Count | None = None
+    selection: Chosen | SelectionConfig = "uniform"
 
 
 class KAsyncSchedule(Section):
@@ -48,7 +78,7 @@ class KAsyncSchedule(Section):
     policy: Literal["k-async"]
     concurrency: Count
     k: Count
-    selection: Literal["uniform", "size", "availability"] = "uniform"
+    selection: Chosen | SelectionConfig = "uniform"
 
     @model_validator(mode="after")
     def _can_fire(self) -> Self:
@@ -66,7 +96,7 @@ class WindowSchedule(Section):
     policy: Literal["window"]
     concurrency: Count
     window_s: PositiveSeconds
-    selection: Literal["uniform", "size", "availability"] = "uniform"
+    selection: Chosen | SelectionConfig = "uniform"
 
 
 class TiersSchedule(Section):
@@ -75,7 +105,7 @@ class TiersSchedule(Section):
     policy: Literal["tiers"]
     tiers: Annotated[int, Field(ge=1, le=1000)]
     cohort: Count
-    selection: Literal["uniform", "size", "availability"] = "uniform"
+    selection: Chosen = "uniform"
 
     @property
     def concurrency(self) -> int:
@@ -83,7 +113,68 @@ class TiersSchedule(Section):
         return self.tiers * self.cohort
 
 
+class PiscesSchedule(Section):
+    """A version once the last is older than the longest latency at work, divided by `bound` (Jiang et al. 2022)."""
+
+    policy: Literal["pisces"]
+    concurrency: Count
+    bound: Positive = 5.0
+    selection: Chosen | SelectionConfig = "uniform"
+
+
+class CompassSchedule(Section):
+    """Local steps between `min_steps` and `max_steps`, so that groups of clients arrive together (Li et al. 2024)."""
+
+    policy: Literal["compass"]
+    min_steps: Count
+    max_steps: Count
+    latest_factor: Annotated[float, Field(ge=1.0, le=1000.0)] = 1.2
+    speed_momentum: Share = 0.9
+
+    @property
+    def concurrency(self) -> int:
+        """Everybody takes part."""
+        return 2**40
+
+    @property
+    def selection(self) -> Chosen:
+        """Everybody takes part."""
+        return "uniform"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps is {self.min_steps}, above max_steps ({self.max_steps})")
+        return self
+
+
+class SafaSchedule(Section):
+    """Rounds of all: `quota` picked updates make a version, others go on up to `lag_tolerance` (Wu et al. 2021)."""
+
+    policy: Literal["safa"]
+    quota: Count
+    lag_tolerance: CountOrZero = 5
+
+    @property
+    def concurrency(self) -> int:
+        """Everybody takes part."""
+        return 2**40
+
+    @property
+    def selection(self) -> Chosen:
+        """Everybody takes part."""
+        return "uniform"
+
+
 ScheduleConfig = Annotated[
-    SyncSchedule | AsyncSchedule | BufferedSchedule | KAsyncSchedule | WindowSchedule | TiersSchedule,
+    SyncSchedule
+    | AsyncSchedule
+    | BufferedSchedule
+    | KAsyncSchedule
+    | WindowSchedule
+    | TiersSchedule
+    | PiscesSchedule
+    | CompassSchedule
+    | SafaSchedule,
     Field(discriminator="policy"),
 ]

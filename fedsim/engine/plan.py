@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,13 @@ from fedsim.aggregation import Facts
 from fedsim.config import (
     AsyncSchedule,
     BufferedSchedule,
+    FedAtRule,
     KAsyncSchedule,
     RunConfig,
+    SafaSchedule,
     SyncSchedule,
     TiersSchedule,
+    TiflSelection,
 )
 from fedsim.configfile import sha256
 from fedsim.engine.supply import Bounds
@@ -30,9 +33,9 @@ from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.population.devices import Devices
 from fedsim.schedule.alone import reason_against
-from fedsim.schedule.policies import build_policy
+from fedsim.schedule.building import build_policy, build_selection, pace_and_learners
 from fedsim.schedule.schedule import Schedule, Work
-from fedsim.schedule.selection import AlwaysThere, Domain, Selection
+from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.tiers import tiers
 from fedsim.training import plan as training_plan
 from fedsim.types import Float32, Int64
@@ -73,23 +76,16 @@ class Plan:
 
     def work(self) -> Work:
         """What a task asks of a client, for the schedule."""
-        training = self.config.training
-        return Work(
-            n_samples=self.population.n_samples,
-            n_steps=lambda n: training_plan.plan_steps(training, n),
-            n_processed=lambda n: training_plan.samples_processed(training, n),
-            learning_rate=lambda version: training_plan.learning_rate(training, version),
-            counts_steps=training.order == "continued",
-            n_processed_in=lambda n, steps: training_plan.samples_processed(training, n, steps),
-        )
+        return _work(self.config, self.population)
 
     def schedule(self) -> Schedule:
         """The schedule at time zero."""
         sizes = self._all_sizes() if self.config.schedule.selection == "size" else None
         there = AlwaysThere() if self.devices is None else self.devices
-        selection = Selection(self.config.schedule.selection, self.config.seed, there, sizes)
+        selection = build_selection(self.config.schedule, self.config.seed, there, sizes, self._tiers)
         policy = build_policy(self.config.schedule, self.n_eligible)
-        return Schedule(policy, self._domains(), selection, self.work(), self.devices)
+        pace, learners = pace_and_learners(policy, selection, self.rule.decides_steps)
+        return Schedule(policy, self._domains(), selection, self.work(), self.devices, pace, learners)
 
     def balanced_sizes(self) -> Int64 | None:
         """Samples a client (C,), where the placement needs them."""
@@ -119,14 +115,12 @@ class Plan:
         n = self.population.n_clients
         if not isinstance(self.config.schedule, TiersSchedule):
             return [Domain(n, self.members)]
+        return [Domain(n, tier) for tier in self._tiers(self.config.schedule.tiers)]
+
+    def _tiers(self, n_tiers: int) -> list[Int64]:
+        """The clients with data in tiers by expected task time, fastest first."""
         assert self.devices is not None
-        clients = np.arange(n) if self.members is None else self.members
-        sizes, work = self.population.n_samples(clients), self.work()
-        kinds, where = np.unique(sizes, return_inverse=True)
-        n_steps = np.array([work.n_steps(size) for size in kinds.tolist()])[where]
-        n_processed = np.array([work.n_processed(size) for size in kinds.tolist()])[where]
-        parts = tiers(self.devices.expected_s(clients, n_steps, n_processed), self.config.schedule.tiers)
-        return [Domain(n, clients[part]) for part in parts]
+        return _speed_tiers(self.population, self.members, self.devices, self.work(), n_tiers)
 
     def _all_sizes(self) -> Int64:
         return self.population.n_samples(np.arange(self.population.n_clients, dtype=np.int64))
@@ -206,12 +200,12 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     kind = loss_kind(config, people)
     module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed, kind)
     layout = Layout.of(module)
-    rule = aggregation.build(config.aggregation, _facts(config, people, members, layout))
     n_bytes = 4 * layout.n_parameters
     devices = None
     if config.clock == "virtual":
         devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_bytes, n_bytes)
         _check_time(config, devices)
+    rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
     if config.training.path == "none":
         path, group_size, reason = "none", 1, "nothing is trained"
     else:
@@ -242,15 +236,49 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     return made
 
 
-def _facts(config: RunConfig, people: population.Population, members: Int64 | None, layout: Layout) -> Facts:
+def _work(config: RunConfig, people: population.Population) -> Work:
+    training = config.training
+    return Work(
+        n_samples=people.n_samples,
+        n_steps=lambda n: training_plan.plan_steps(training, n),
+        n_processed=lambda n: training_plan.samples_processed(training, n),
+        learning_rate=lambda version: training_plan.learning_rate(training, version),
+        counts_steps=training.order == "continued",
+        n_processed_in=lambda n, steps: training_plan.samples_processed(training, n, steps),
+    )
+
+
+def _speed_tiers(
+    people: population.Population, members: Int64 | None, devices: Devices, work: Work, n_tiers: int
+) -> list[Int64]:
+    """The clients with data in tiers by expected task time, fastest first."""
+    clients = np.arange(people.n_clients) if members is None else members
+    kinds, where = np.unique(people.n_samples(clients), return_inverse=True)
+    n_steps = np.array([work.n_steps(size) for size in kinds.tolist()])[where]
+    n_processed = np.array([work.n_processed(size) for size in kinds.tolist()])[where]
+    return [clients[part] for part in tiers(devices.expected_s(clients, n_steps, n_processed), n_tiers)]
+
+
+def _facts(
+    config: RunConfig, people: population.Population, members: Int64 | None, layout: Layout, devices: Devices | None
+) -> Facts:
     """What the rule may know before the first task."""
     clients = np.arange(people.n_clients, dtype=np.int64) if members is None else members
-    return Facts(
+    facts = Facts(
         n_clients=int(clients.size),
         count_samples=lambda: int(people.n_samples(clients).sum()),
         layers=tuple(layout.slices.values()),
         n_updates=_fixed_updates(config),
+        planned_versions=config.stop.versions or 0,
     )
+    if isinstance(config.schedule, SafaSchedule):
+        return replace(facts, max_lag=config.schedule.lag_tolerance)
+    if isinstance(config.aggregation, FedAtRule):
+        assert isinstance(config.schedule, TiersSchedule) and devices is not None
+        parts = _speed_tiers(people, members, devices, _work(config, people), config.schedule.tiers)
+        tier_of = {client: tier for tier, part in enumerate(parts) for client in part.tolist()}
+        return replace(facts, n_tiers=len(parts), tier_of=tier_of.__getitem__)
+    return facts
 
 
 def _fixed_updates(config: RunConfig) -> int:
@@ -262,6 +290,8 @@ def _fixed_updates(config: RunConfig) -> int:
             return config.schedule.buffer
         case KAsyncSchedule():
             return config.schedule.k
+        case SafaSchedule():
+            return config.schedule.quota
         case _:
             return 0
 
@@ -309,6 +339,15 @@ def _check_schedule(config: RunConfig, n: int) -> None:
     if isinstance(schedule, TiersSchedule) and schedule.tiers * schedule.cohort > n:
         raise ConfigError(
             f"schedule.tiers x schedule.cohort is {schedule.tiers} x {schedule.cohort}, above the {n} clients with data"
+        )
+    if isinstance(schedule, SafaSchedule) and schedule.quota > n:
+        raise ConfigError(
+            f"schedule.quota is {schedule.quota}, above the {n} clients with data: no round would fill it"
+        )
+    if isinstance(schedule.selection, TiflSelection) and n // schedule.selection.tiers < schedule.concurrency:
+        raise ConfigError(
+            f"schedule.selection.tiers: {schedule.selection.tiers} tiers of {n} clients with data are smaller than a "
+            f"round's {schedule.concurrency} tasks; fewer tiers or a smaller cohort would do"
         )
     n_updates = config.stop.updates
     too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer

@@ -106,8 +106,11 @@ def reason_against(schedule: ScheduleConfig, devices: Devices) -> str:
     """Why the compiled loop cannot make this schedule; empty if it can."""
     if not isinstance(schedule, SyncSchedule | AsyncSchedule | BufferedSchedule | KAsyncSchedule):
         return f"policy {schedule.policy}"
+    if isinstance(schedule, BufferedSchedule) and schedule.max_lag is not None:
+        return "max_lag"
     if schedule.selection != "uniform":
-        return f"selection {schedule.selection}"
+        kind = schedule.selection if isinstance(schedule.selection, str) else schedule.selection.kind
+        return f"selection {kind}"
     if not devices.always_available:
         return "clients are not always available"
     if not devices.draws_by_task:

@@ -11,15 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from fedsim.config import (
-    AsyncSchedule,
-    BufferedSchedule,
-    KAsyncSchedule,
-    ScheduleConfig,
-    SyncSchedule,
-    TiersSchedule,
-    WindowSchedule,
-)
 from fedsim.types import Outcome, Task
 
 
@@ -69,11 +60,8 @@ class Policy(Protocol):
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         """A timer went off; it may set the next one."""
 
-    def held(self) -> Sequence[Task]:
-        """Tasks whose updates have arrived and are still to be consumed."""
 
-
-def _none_ended(task: Task) -> Step:
+def none_ended(task: Task) -> Step:
     return Step(ended=((task, Outcome.LOST),))
 
 
@@ -105,13 +93,10 @@ class BufferedPolicy:
         return Step((task,), merge=merge)
 
     def lost(self, task: Task) -> Step:
-        return _none_ended(task)
+        return none_ended(task)
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
-
-    def held(self) -> Sequence[Task]:
-        return ()
 
 
 class KAsyncPolicy:
@@ -138,13 +123,10 @@ class KAsyncPolicy:
         return Step((task,), merge=merge)
 
     def lost(self, task: Task) -> Step:
-        return _none_ended(task)
+        return none_ended(task)
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
-
-    def held(self) -> Sequence[Task]:
-        return ()
 
 
 class WindowPolicy:
@@ -183,16 +165,13 @@ class WindowPolicy:
 
     def lost(self, task: Task) -> Step:
         self._n_out -= 1
-        return _none_ended(task)
+        return none_ended(task)
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         merge = self._n_waiting > 0
         self._n_waiting = 0
         self._timer_runs = merge or self._n_out > 0
         return Step(merge=merge), self._end_of(number + 1) if self._timer_runs else None
-
-    def held(self) -> Sequence[Task]:
-        return ()
 
     def _end_of(self, number: int) -> Timer:
         return Timer(self._start_s + number * self._window_s, number)
@@ -252,9 +231,6 @@ class SyncPolicy:
             return Step(), None
         return Step((), *self._end()), None
 
-    def held(self) -> Sequence[Task]:
-        return ()
-
     def _end(self) -> tuple[tuple[tuple[Task, Outcome], ...], bool]:
         aborted = tuple((task, Outcome.ABORTED) for task in self._out.values())
         merge = self._n_arrived > 0
@@ -296,9 +272,6 @@ class TiersPolicy:
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
 
-    def held(self) -> Sequence[Task]:
-        return [task for arrived in self._arrived for task in arrived]
-
     def _leave(self, task: Task) -> int:
         tier = self._tier_of.pop(task.task)
         del self._out[tier][task.task]
@@ -310,25 +283,3 @@ class TiersPolicy:
         consumed = tuple(self._arrived[tier])
         self._arrived[tier] = []
         return Step(consumed, merge=bool(consumed))
-
-
-def build_policy(config: ScheduleConfig, n_clients: int) -> Policy:
-    """The state machine that a configuration asks for, among `n_clients` that can be selected.
-
-    Never more tasks are in flight than there are clients: a slot that nobody can fill must not let a client that waits
-    for the next version start before it.
-    """
-    in_flight = min(config.concurrency, n_clients)
-    match config:
-        case SyncSchedule():
-            return SyncPolicy(config.cohort, in_flight, config.deadline_s)
-        case AsyncSchedule():
-            return BufferedPolicy(in_flight, 1)
-        case BufferedSchedule():
-            return BufferedPolicy(in_flight, config.buffer)
-        case KAsyncSchedule():
-            return KAsyncPolicy(in_flight, config.k)
-        case WindowSchedule():
-            return WindowPolicy(in_flight, config.window_s)
-        case TiersSchedule():
-            return TiersPolicy(config.tiers, config.cohort)

@@ -32,7 +32,7 @@ from fedsim.types import Event, EventKind, Feedback, Int64, Task
 
 _NAN = math.nan
 _SPARE_EVENTS = 1024
-_COLUMNS = ("tasks", "domains", "positions")  # of what is in flight, in a checkpoint
+_COLUMNS = ("tasks", "domains", "positions", "waits")  # of tasks in flight or waiting, in a checkpoint
 _PLACES = {  # a schedule's other fields by their names in a checkpoint
     "now_s": "now_s",
     "version": "version",
@@ -94,10 +94,12 @@ class Schedule:
         self._policy = policy
         self._domains = domains
         self._selection = selection
+        self._begin: Callable[[int], None] | None = getattr(selection, "begin", None)
         self._work = work
         self._devices = devices
         self._events: list[Event] = []
         self._in_flight: dict[int, tuple[Task, int, int]] = {}  # task -> (task, domain, position)
+        self._waiting: dict[int, tuple[Task, int, int]] = {}  # arrived, but not consumed
         self._steps_given: dict[int, int] = {}
         self._wake_s = math.inf
         self._next_task = 0
@@ -145,6 +147,9 @@ class Schedule:
         for task, _ in step.ended:
             if task.task in self._in_flight:
                 self._leave(task.task)
+        for task in step.consumed if self._waiting else ():
+            _, domain, position = self._waiting.pop(task.task)
+            self._domains[domain].release(position)
         self._count(step)
         return step
 
@@ -166,13 +171,14 @@ class Schedule:
         return tasks
 
     def unconsumed(self) -> list[Task]:
-        """The tasks that may still be consumed: those in flight, and those that the policy holds."""
-        return [*self._policy.held(), *(task for task, _, _ in self._in_flight.values())]
+        """The tasks that may still be consumed: those that wait for it, and those in flight."""
+        return [task for task, _, _ in (*self._waiting.values(), *self._in_flight.values())]
 
     def snapshot(self) -> Snapshot:
         """Everything that a schedule of the same configuration needs to go on from here."""
-        in_flight = list(self._in_flight.values())
-        columns = {name: [entry[i] for entry in in_flight] for i, name in enumerate(_COLUMNS)}
+        entries = [(*entry, False) for entry in self._in_flight.values()]
+        entries += [(*entry, True) for entry in self._waiting.values()]
+        columns = {name: [entry[i] for entry in entries] for i, name in enumerate(_COLUMNS)}
         own = states.of({name: getattr(self, place) for name, place in _PLACES.items()} | columns)
         others = {name: states.of_object(other) for name, other in self._others().items()}
         return snapshot.joined({"own": own} | others)
@@ -185,12 +191,12 @@ class Schedule:
             states.restore_object(other, snapshot.part(saved, name))
         for name, place in _PLACES.items():
             setattr(self, place, state[name])
-        for task, number, position in zip(*(state[name] for name in _COLUMNS), strict=True):
+        for task, number, position, waits in zip(*(state[name] for name in _COLUMNS), strict=True):
             domain = self._domains[number] if 0 <= number < len(self._domains) else None
             if domain is None or not domain.is_idle(position, task.client):
                 raise RecordError(f"checkpoint: task {task.task} is of a client that cannot have it")
             domain.take(position)
-            self._in_flight[task.task] = (task, number, position)
+            (self._waiting if waits else self._in_flight)[task.task] = (task, number, position)
 
     def _others(self) -> dict[str, Any]:
         """Who else keeps a state, by its name in a checkpoint: the policy, the pace and the learners, each once."""
@@ -205,7 +211,7 @@ class Schedule:
     def _react(self, event: Event) -> Step:
         kind = event.kind
         if kind == EventKind.ARRIVAL:
-            return self._policy.arrived(self._leave(event.number))
+            return self._policy.arrived(self._come_in(event.number))
         if kind == EventKind.LOSS:
             return self._policy.lost(self._leave(event.number))
         if kind == EventKind.TIMER:
@@ -225,6 +231,13 @@ class Schedule:
                 "aborted; a longer deadline, faster devices or fewer losses would let updates arrive"
             )
 
+    def _come_in(self, number: int) -> Task:
+        """The task of an update that is here. Its client is idle again once the update is consumed."""
+        if self._policy.consumes_on_arrival:
+            return self._leave(number)
+        self._waiting[number] = self._in_flight.pop(number)
+        return self._waiting[number][0]
+
     def _leave(self, number: int) -> Task:
         task, domain, position = self._in_flight.pop(number)
         self._domains[domain].release(position)
@@ -237,6 +250,8 @@ class Schedule:
     def _fill(self, opening: Opening, now_s: float) -> list[Task]:
         domain = self._domains[opening.domain]
         positions: list[int] = []
+        if self._begin is not None:
+            self._begin(self._next_task)
         for number in range(self._next_task, self._next_task + opening.n):
             position = self._selection.choose(domain, number, now_s)
             if position is None:

@@ -37,6 +37,7 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "training.objective": (config.ObjectiveConfig, "kind"),
     "training.decay": (config.DecayConfig, None),
     "schedule": (config.ScheduleConfig, "policy"),
+    "schedule.selection": (config.SelectionConfig, "kind"),
     "aggregation": (config.AggregationConfig, "rule"),
     "staleness": (config.StalenessConfig, "kind"),
     "evaluation": (config.EvaluationConfig, None),
@@ -116,6 +117,9 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 def _one_of(choices: tuple[Any, ...]) -> str:
     real = tuple(choice for choice in choices if choice is not type(None))
+    names = [allowed(choice) for choice in real if get_origin(choice) is Literal]
+    if names and len(real) == 2:  # some names, or a section for what needs keys
+        return f"{names[0]} or section: {section_of(members(real[1]))}"
     text = allowed(real[0]) if len(real) == 1 else f"section: {section_of(real)}"
     return text + (" or `null`" if len(real) < len(choices) else "")
 

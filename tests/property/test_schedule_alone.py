@@ -16,7 +16,7 @@ from fedsim.config import DevicesConfig, ScheduleConfig, StopConfig
 from fedsim.errors import StalledError
 from fedsim.population.devices import Devices
 from fedsim.schedule import alone, bulk, compiled
-from fedsim.schedule.policies import build_policy
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import Domain, Selection
 from fedsim.types import Int64, Outcome

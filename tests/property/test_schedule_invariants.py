@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from fedsim.config import DevicesConfig, ScheduleConfig, TiersSchedule
 from fedsim.errors import StalledError
 from fedsim.population.devices import Devices
-from fedsim.schedule.policies import build_policy
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import Domain, Selection
 from fedsim.schedule.tiers import tiers

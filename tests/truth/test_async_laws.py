@@ -27,7 +27,7 @@ import pytest
 
 from fedsim.config import BufferedSchedule, DevicesConfig, KAsyncSchedule
 from fedsim.population.devices import Devices
-from fedsim.schedule.policies import build_policy
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import Domain, Selection
 from fedsim.types import Float64, Int64

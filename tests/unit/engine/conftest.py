@@ -26,8 +26,8 @@ from fedsim.engine.worker import Worker
 from fedsim.population.devices import Devices
 from fedsim.record.checkpoint import Checkpoint, Vectors, write
 from fedsim.record.schema import TASKS, VERSIONS
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.placement import placement
-from fedsim.schedule.policies import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import AlwaysThere, Domain, Selection
 from fedsim.schedule.tiers import tiers

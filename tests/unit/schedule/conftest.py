@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from fedsim.config import ScheduleConfig
-from fedsim.schedule.policies import build_policy
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import Domain
 from fedsim.types import Int64, Task

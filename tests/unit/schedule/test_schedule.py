@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from fedsim.config import ScheduleConfig
-from fedsim.schedule.policies import build_policy
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.schedule import Schedule
 from fedsim.schedule.selection import AlwaysThere, Domain, Selection
 from fedsim.types import Event, EventKind

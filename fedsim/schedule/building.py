@@ -1,0 +1,96 @@
+"""Policies and selections from their configurations, and who of them decides steps or learns from updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fedsim.config import (
+    AsyncSchedule,
+    BufferedSchedule,
+    CompassSchedule,
+    KAsyncSchedule,
+    PiscesSchedule,
+    PiscesSelection,
+    SafaSchedule,
+    ScheduleConfig,
+    SyncSchedule,
+    TiersSchedule,
+    TiflSelection,
+    WindowSchedule,
+)
+from fedsim.schedule.adaptive import CompassPolicy, LagBoundedPolicy, PiscesPolicy, SafaPolicy
+from fedsim.schedule.guided import PiscesChoice, TiflChoice
+from fedsim.schedule.learning import Learner, Pace, ToldPace
+from fedsim.schedule.policies import (
+    BufferedPolicy,
+    KAsyncPolicy,
+    Policy,
+    SyncPolicy,
+    TiersPolicy,
+    WindowPolicy,
+)
+from fedsim.schedule.selection import Availability, Selection
+from fedsim.types import Int64
+
+
+def build_policy(config: ScheduleConfig, n_clients: int) -> Policy:
+    """The state machine that a configuration asks for, among `n_clients` that can be selected.
+
+    Never more tasks are in flight than there are clients: a slot that nobody can fill must not let a client that waits
+    for the next version start before it.
+    """
+    in_flight = min(config.concurrency, n_clients)
+    match config:
+        case SyncSchedule():
+            return SyncPolicy(config.cohort, in_flight, config.deadline_s)
+        case AsyncSchedule():
+            return BufferedPolicy(in_flight, 1)
+        case BufferedSchedule(max_lag=None):
+            return BufferedPolicy(in_flight, config.buffer)
+        case BufferedSchedule():
+            assert config.max_lag is not None
+            return LagBoundedPolicy(in_flight, config.buffer, config.max_lag)
+        case KAsyncSchedule():
+            return KAsyncPolicy(in_flight, config.k)
+        case WindowSchedule():
+            return WindowPolicy(in_flight, config.window_s)
+        case TiersSchedule():
+            return TiersPolicy(config.tiers, config.cohort)
+        case PiscesSchedule():
+            return PiscesPolicy(in_flight, config.bound)
+        case CompassSchedule():
+            bounds = (config.min_steps, config.max_steps, config.latest_factor, config.speed_momentum)
+            return CompassPolicy(n_clients, *bounds)
+        case SafaSchedule():
+            return SafaPolicy(n_clients, config.quota, config.lag_tolerance)
+
+
+def build_selection(
+    config: ScheduleConfig,
+    seed: int,
+    devices: Availability,
+    sizes: Int64 | None,
+    tiers_of: Callable[[int], Sequence[Int64]],
+) -> Selection:
+    """Who chooses the clients. Selection by size needs `sizes` (C,); `tiers_of(n)` gives n tiers of speed."""
+    selection = config.selection
+    match selection:
+        case PiscesSelection():
+            return PiscesChoice(selection, seed, devices)
+        case TiflSelection():
+            return TiflChoice(selection, seed, devices, tiers_of(selection.tiers))
+        case _:
+            return Selection(selection, seed, devices, sizes)
+
+
+def pace_and_learners(
+    policy: Policy, selection: Selection, rule_decides_steps: bool
+) -> tuple[Pace | None, list[Learner]]:
+    """Who decides the steps of tasks, if anybody does, and who is to be told of consumed updates."""
+    learners: list[Learner] = [selection] if isinstance(selection, PiscesChoice | TiflChoice) else []
+    if isinstance(policy, CompassPolicy):
+        return policy, learners
+    if not rule_decides_steps:
+        return None, learners
+    pace = ToldPace()
+    return pace, [*learners, pace]

@@ -1,0 +1,54 @@
+"""Every rule with its policy and selection: the same bits on 1, 2 and 4 ranks, and after a replay."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = str(Path(__file__).with_name("all_rules.py"))
+NAMES = sorted(path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml"))
+N_UPDATES = "45"
+
+Facts = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ran(start_program: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Facts]:
+    """What all configurations came to, by the number of ranks: each is a single start of ranks."""
+    found: dict[int, Facts] = {}
+    for n in (1, 2, 4):
+        folder = str(tmp_path_factory.mktemp(f"ranks-{n}"))
+        done = start_program(n, sys.executable, PROGRAM, folder, N_UPDATES, *(["--replay"] if n == 1 else []))
+        assert done.returncode == 0, f"{n} ranks: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        found[n] = {line.pop("name"): line for line in lines}
+    return found
+
+
+def test_all_configurations_ran(ran: Mapping[int, Facts]) -> None:
+    assert all(sorted(ran[n]) == NAMES for n in (1, 2, 4))
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_on_several_ranks(name: str, n: int, ran: Mapping[int, Facts]) -> None:
+    alone = {key: value for key, value in ran[1][name].items() if key != "replayed"}
+    assert alone["status"] == "done" and alone["updates"] == int(N_UPDATES)
+    assert ran[n][name] == alone
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_in_a_replay(name: str, ran: Mapping[int, Facts]) -> None:
+    alone = dict(ran[1][name])
+    assert alone.pop("replayed") == alone
+
+
+def test_rules_differ(ran: Mapping[int, Facts]) -> None:
+    """Each makes a model of its own: none does nothing, and none is another one's twin."""
+    assert len({facts["model_sha256"] for facts in ran[1].values()}) == len(NAMES)

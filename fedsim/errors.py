@@ -22,6 +22,8 @@ class FedsimError(Exception):
     """Base of the errors that are reported in one line; `exit_code` is what the process ends with."""
 
     exit_code = EXIT_USAGE
+    where = (-1, -1, -1)
+    """Rank, client and task concerned, for the record."""
 
 
 class ConfigError(FedsimError):

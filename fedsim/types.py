@@ -25,6 +25,7 @@ class Outcome(IntEnum):
     APPLIED = 0
     LOST = 1
     ABORTED = 2
+    FAILED = 3
 
 
 class EventKind(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, WorkerCore
+from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, Trained, WorkerCore
 from fedsim.errors import FedsimError
 from fedsim.types import Float32
 
@@ -44,9 +44,10 @@ class InlineTransport:
             return ()
         job = self._jobs.popleft()
         try:
-            return (job(),)
+            message = job()
         except FedsimError as error:
             return (self._worker.failure(error),)
+        return (*message.failed, message) if isinstance(message, Trained) else (message,)
 
     def counters(self, worker: int) -> Counters:
         return self._worker.counters

@@ -371,6 +371,8 @@ class WorkerChannel:
             self._reply(wire.encode_evaluated(evaluated, core.counters), table)
         if command.tasks:
             trained = core.train(command.tasks, command.send, self._progress)
+            for failed in trained.failed:
+                self._reply(wire.encode_failed(failed, core.counters))
             self._reply(wire.encode_trained(trained, core.counters), trained.rows)
 
     def _reply(self, header: wire.Bytes, payload: Any = None) -> None:

@@ -55,12 +55,16 @@ N_COUNTERS = len(Counters.__slots__)
 
 
 class Trained(NamedTuple):
-    """A group is trained. `rows` (n_sent, P) holds the updates of those reports whose `sent` is true, in order."""
+    """A group is trained. `rows` (n_sent, P) holds the updates of those reports whose `sent` is true, in order.
+
+    `failed` are the tasks whose training failed; a transport hands them over as messages of their own, before this one.
+    """
 
     worker: int
     reports: Sequence[TaskReport]
     sent: Sequence[bool]
     rows: Float32
+    failed: Sequence[Failed] = ()
 
 
 class Delivered(NamedTuple):
@@ -80,7 +84,10 @@ class Evaluated(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Something went wrong at a worker; `text` is the one-line error or the traceback."""
+    """Something went wrong at a worker; `text` is the one-line error or the traceback.
+
+    `task` -1: not in the training of one task alone.
+    """
 
     worker: int
     client: int

@@ -90,6 +90,13 @@ _NO_TRAINING: dict[str, Any] = {
 }
 
 
+class RetryConfig(Section):
+    """With `on_client_error: retry`: how often a task is trained again, elsewhere if possible, and what then."""
+
+    times: Annotated[int, Field(ge=1, le=1000)] = 2
+    then: Literal["fail", "drop"] = "fail"
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -111,6 +118,8 @@ class RunConfig(Section):
     stall_timeout_s: PositiveSeconds = 600.0
     allow_mixed: bool = False
     fault_tolerant: bool = False
+    on_client_error: Literal["fail", "drop", "retry"] = "fail"
+    retry: RetryConfig = RetryConfig()
     memory: MemoryConfig = MemoryConfig()
     record: RecordConfig = RecordConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -141,6 +150,11 @@ class RunConfig(Section):
             raise ValueError("training.path none runs the schedule alone: it needs clock: virtual, got wall")
         if self.stop.target is not None:
             raise ValueError("stop.target reads evaluations, and with training.path none nothing is evaluated")
+
+    @property
+    def drops_updates(self) -> bool:
+        """Whether a task may fail without the run's end."""
+        return self.on_client_error == "drop" or (self.on_client_error == "retry" and self.retry.then == "drop")
 
     def _check_wall(self) -> None:
         if self.stop.virtual_s is not None:

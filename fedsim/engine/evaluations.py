@@ -104,6 +104,7 @@ class Evaluations:
             self._issue(version, virtual_s)
         while self._virtual_s:
             self._supply.listen()
+            self._supply.check_living()
             self.collect()
 
     def collect(self) -> None:
@@ -145,6 +146,7 @@ class Evaluations:
     def _wait(self) -> None:
         self._supply.pump()
         self._supply.listen()
+        self._supply.check_living()
         self.collect()
 
     def _record(self, version: int, rows: Sequence[EvaluationRow]) -> None:

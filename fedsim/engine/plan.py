@@ -83,7 +83,7 @@ class Plan:
         sizes = self._all_sizes() if self.config.schedule.selection == "size" else None
         there = AlwaysThere() if self.devices is None else self.devices
         selection = build_selection(self.config.schedule, self.config.seed, there, sizes, self._tiers)
-        policy = build_policy(self.config.schedule, self.n_eligible)
+        policy = build_policy(self.config.schedule, self.n_eligible, self.config.drops_updates)
         pace, learners = pace_and_learners(policy, selection, self.rule.decides_steps)
         return Schedule(policy, self._domains(), selection, self.work(), self.devices, pace, learners)
 

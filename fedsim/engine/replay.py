@@ -97,7 +97,7 @@ class ReplaySchedule:
         """The next thing that happened, or None at the end of the history."""
         return self._events[self._next] if self._next < len(self._events) else None
 
-    def step(self, event: Event) -> Step:
+    def step(self, event: Event, has_failed: bool = False) -> Step:
         """What happened: a version was made, an update consumed, or a task ended otherwise."""
         self._next += 1
         self.now_s = event.time_s

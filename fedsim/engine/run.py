@@ -23,7 +23,7 @@ from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.evaluations import Evaluations
 from fedsim.engine.launching import World, why_not_survivable
-from fedsim.engine.losses import Report
+from fedsim.engine.losses import Leniency, Report
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.resume import Found, Resumption
@@ -348,6 +348,7 @@ def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], 
         evaluator=Evaluator(config, made.population, made.module, here.device, shards),
         clock=clock,
         trouble=here.trouble,
+        n_workers=max(1, len(here.statements) - 1),
     )
 
 
@@ -373,12 +374,14 @@ def _serve(
             keeper.finish()
     except FedsimError as ended:
         status, error = _status_of(ended), ended
-        record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
+        if isinstance(ended, LostError):
+            keeper.finish()
+        record.append("failures", (clock(), *ended.where, type(ended).__name__, str(ended)))
     vitals.write(clock())
     record.close(status, _totals(made, server.pulse, clock()), server.weights())
     server.close()
     join(folder)
-    return Ending(status, folder, error, is_kept=status == "stopped" and attempt.recorded is None)
+    return Ending(status, folder, error, is_kept=status in ("stopped", "lost") and attempt.recorded is None)
 
 
 def _alone(made: Plan, begun: _Begun | None, folder: Path, caller: Caller, clock: Callable[[], float]) -> Ending:
@@ -440,7 +443,8 @@ def _server(
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
     bounds = made.bounds if recorded is None else replace(made.bounds, reserve=1)
     report = _reporter(record, transport, clock)
-    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s, report)
+    leniency = Leniency.of(config, attempt.recorded is not None)
+    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s, report, leniency)
     evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
     schedule: EventSource = made.schedule() if recorded is None else recorded
     vitals = Vitals(transport, supply, record, config.record.flush_s)

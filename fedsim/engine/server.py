@@ -46,7 +46,7 @@ class EventSource(Protocol):
 
     def peek(self) -> Event | None: ...
 
-    def step(self, event: Event) -> Step: ...
+    def step(self, event: Event, has_failed: bool = False) -> Step: ...
 
     def instant_over(self) -> bool: ...
 
@@ -150,6 +150,7 @@ class Server:
     ) -> None:
         self._stop = config.stop
         self._on_wall = config.clock == "wall"
+        self._drops = config.drops_updates
         self._schedule = schedule
         self._supply = supply
         self._versions = versions
@@ -177,6 +178,7 @@ class Server:
             ClientError, WorkerError: something went wrong at a worker.
         """
         status = "done"
+        self._drops = self._drops and not replaying
         try:
             if not self._begun:
                 self._begin(self._on_wall and not replaying)
@@ -325,7 +327,7 @@ class Server:
 
     def _handle(self, event: Event) -> None:
         """Consumes what the event brings, records what ended, makes a version if it is time; checks the exact stops."""
-        step = self._schedule.step(event)
+        step = self._schedule.step(event, self._drops and self._has_failed(event))
         self.pulse.virtual_s = self._schedule.now_s
         room = None if self._stop.updates is None else self._stop.updates - self._n_reached
         consumed = step.consumed[:room]
@@ -341,12 +343,24 @@ class Server:
         self._left = left = _Left(step.merge, is_last, is_short, is_patient)
         self._complete(left)
 
+    def _has_failed(self, event: Event) -> bool:
+        """Whether an update that is due will never come; waits until that is known. Tiers ask at the end of a round."""
+        if event.kind != EventKind.ARRIVAL or not self._schedule.consumes_on_arrival:
+            return False
+        self._supply.bring(event.number, self._while_waiting)
+        has_failed = self._supply.has_failed(event.number)
+        if has_failed:
+            self._supply.discard(event.number)
+        return has_failed
+
     def _complete(self, left: _Left) -> None:
         """The rest of an event."""
         self._settle(is_patient=left.is_patient)
         self._left = None
         if left.is_short:
             self._schedule.version -= left.merge
+        elif left.merge and self._drops and self._merged.n_updates == 0:  # all of a round's failed
+            self._schedule.version -= 1
         elif left.merge:
             self._merge()
         self._finished = self._finished or left.is_last
@@ -362,8 +376,16 @@ class Server:
                 return
             else:
                 self._supply.bring(task.task, self._while_waiting)
-                self._consume(task)
+                self._take(task)
             owed.popleft()
+
+    def _take(self, task: Task) -> None:
+        if self._supply.has_failed(task.task):
+            self._supply.discard(task.task)
+            self._n_reached -= 1
+            self._recorder.append("tasks", _ended_row(task, Outcome.FAILED, len(self._rule.scalar_names)))
+        else:
+            self._consume(task)
 
     def _consume(self, task: Task) -> None:
         base_P = self._versions.get(task.base_version) if self._rule.needs_base else None  # may go with the update
@@ -416,6 +438,9 @@ class Server:
     def _rest(self) -> None:
         """Where nothing is half done: whether an end is asked for, or a checkpoint is due."""
         self._attend()
+        if self._supply.lost is not None:
+            self._keep()
+            raise self._supply.lost
         if self._finished:
             return
         if self._stop_requested():

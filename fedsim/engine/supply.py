@@ -4,6 +4,7 @@ Every wanted task goes through these states, and no message moves it that this f
 
     READY --post--> POSTED --trained--> HERE            if room was granted when it was posted
                            --trained--> HELD --fetch--> COMING --delivered--> HERE
+                           --failed---> FAILED, or READY again, elsewhere
                                          |  drop: back to READY, to be trained again
 
 What is at a worker that dies is READY again, too, for the living (`fedsim.engine.losses`).
@@ -27,7 +28,7 @@ from fedsim.comm.transport import Backoff, Command, Delivered, Evaluated, Failed
 from fedsim.engine import losses
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import ClientError, LostError, StalledError, WorkerError
+from fedsim.errors import LostError, StalledError
 from fedsim.schedule.placement import ANY_WORKER, among
 from fedsim.types import Float32, Task, TaskReport, Update
 
@@ -51,6 +52,7 @@ class State(IntEnum):
     HELD = 2
     COMING = 3
     HERE = 4
+    FAILED = 5
 
 
 _AT_WORKER = (State.POSTED, State.HELD, State.COMING)
@@ -60,7 +62,8 @@ _AT_WORKER = (State.POSTED, State.HELD, State.COMING)
 class Item:
     """A wanted task on its way; `key` orders items by when they are due.
 
-    `granted`: it has a row of rank zero's room while it is under way; `dropped`: nobody wants it any more.
+    `granted`: it has a row of rank zero's room while it is under way; `dropped`: nobody wants it any more; `elsewhere`:
+    the worker that is to try it again, after it failed at another.
     """
 
     task: Task
@@ -73,6 +76,8 @@ class Item:
     arrived_s: float = math.nan
     granted: bool = False
     dropped: bool = False
+    n_failed: int = 0
+    elsewhere: int | None = None
 
 
 @dataclass(slots=True)
@@ -115,10 +120,12 @@ class Supply:
         clock: Callable[[], float],
         stall_timeout_s: float,
         report: losses.Report = losses.unreported,
+        leniency: losses.Leniency = losses.NONE,
     ) -> None:
         self._transport = transport
         self._home_of = self._host_of = host_of
         self._report = report
+        self._leniency = leniency
         self._bounds = bounds
         self._versions = versions
         self._clock = clock
@@ -138,6 +145,7 @@ class Supply:
         self._group_s = 0.0  # what training a group takes, as of late
         self._last_sign_s = clock()
         self.n_retrained = 0
+        self.lost: LostError | None = None  # set when no worker is left
         self.waiting_s = 0.0
 
     # ------------------------------------------------------------------ what the engine asks for
@@ -159,17 +167,25 @@ class Supply:
         In the order of events only: what is brought must be taken before anything else is.
         """
         item = self._items[number]
-        if item.state is not State.HERE:
+        if item.state < State.HERE:
             self.pump(item)
-        while item.state is not State.HERE:
+        while item.state < State.HERE:
             if self.listen():
                 self.pump(item)  # only messages change what can be posted or fetched
             else:
                 while_waiting()
 
     def is_here(self, number: int) -> bool:
-        """Whether the update of a submitted task can be taken at once."""
-        return self._items[number].state is State.HERE
+        """Whether the update of a submitted task can be taken at once, or is known never to come."""
+        return self._items[number].state >= State.HERE
+
+    def has_failed(self, number: int) -> bool:
+        """Whether the training of a submitted task failed, so that its update will never come."""
+        return self._items[number].state is State.FAILED
+
+    def discard(self, number: int) -> None:
+        """A task that failed leaves the supply."""
+        self._forget(self._items[number])
 
     def service(self) -> None:
         """Called between events: posts groups out of plenty, and handles messages, now and then."""
@@ -199,7 +215,7 @@ class Supply:
             self._drop_held(item)
         if item.state is State.HERE:
             self._n_server_rows -= 1
-        if item.state in (State.READY, State.HELD, State.HERE):
+        if item.state in (State.READY, State.HELD, State.HERE, State.FAILED):
             self._forget(item)
 
     def evaluate(self, version: int) -> None:
@@ -207,7 +223,13 @@ class Supply:
         self._versions.retain(version)
         self._post_evaluation(version)
 
+    def check_living(self) -> None:
+        """Raises LostError if no worker is left."""
+        if self.lost is not None:
+            raise self.lost
+
     def _post_evaluation(self, version: int) -> None:
+        self.check_living()
         n_workers = len(self._desks)
         worker = min(
             self._living,
@@ -264,8 +286,11 @@ class Supply:
     # ------------------------------------------------------------------------------ posting
 
     def _queue(self, item: Item) -> Queue:
-        host = self._host_of(item.task.client)
+        host = self._host(item)
         return self._shared if host == ANY_WORKER else self._desks[host].ready
+
+    def _host(self, item: Item) -> int:
+        return self._host_of(item.task.client) if item.elsewhere is None else item.elsewhere
 
     def _enqueue(self, item: Item) -> None:
         item.state = State.READY
@@ -279,7 +304,7 @@ class Supply:
 
     def _make_way(self, due: Item) -> None:
         """Drops the held result due last if no worker that could take the due task has room or will have some."""
-        host = self._host_of(due.task.client)
+        host = self._host(due)
         workers = self._living if host == ANY_WORKER else [host]
         desks = [self._desks[worker] for worker in workers]
         if any(desk.n_groups or desk.n_rows < self._bounds.worker_rows for desk in desks):
@@ -416,24 +441,23 @@ class Supply:
                 self.release_version(message.version)
                 self._evaluated.append(message)
             case Failed():
-                raise (ClientError if message.is_user_error else WorkerError)(message.text)
+                self._failed(message)
             case Lost():
                 self._lose(message)
 
     def _lose(self, message: Lost) -> None:
-        """Gives what a worker had that died to the living.
-
-        Raises:
-            LostError: nobody is left.
-        """
+        """Gives what a worker had that died to the living; if there are none, `lost` says so."""
         worker = message.worker
         self._report(worker, -1, -1, losses.WORKER_LOST, message.text)
         self._living.remove(worker)
         if not self._living:
-            raise LostError(f"lost: {message.text}, and no worker is left")
+            self.lost = LostError(f"lost: {message.text}, and no worker is left")
+            return
         self._shelves.lose(worker)
         self._host_of = among(self._living, len(self._desks), self._home_of)
         desk, self._desks[worker] = self._desks[worker], Desk()
+        for retried in self._items.values():
+            retried.elsewhere = None if retried.elsewhere == worker else retried.elsewhere
         for key, number in desk.ready:
             item = self._items.get(number)
             if item is not None and item.state is State.READY and item.key == key:
@@ -447,6 +471,37 @@ class Supply:
         evaluating, self._evaluating[worker] = self._evaluating[worker], []
         for version in evaluating:
             self._post_evaluation(version)
+
+    def _failed(self, message: Failed) -> None:
+        """Tries a failed task again elsewhere, or gives it up, or ends the run, as is asked for.
+
+        Raises:
+            ClientError, WorkerError: the run ends by it.
+        """
+        worker, item = message.worker, self._items.get(message.task)
+        if item is None and (message.task != -1 or not self._leniency.survives):
+            raise losses.error_of(message, self._transport.rank(worker))
+        if item is not None:
+            item.n_failed += 1
+        verdict = "drop" if item is None or item.dropped else self._leniency.verdict(item.n_failed)
+        if verdict == "fail":
+            raise losses.error_of(message, self._transport.rank(worker))
+        self._report(worker, message.client, message.task, losses.kind_of(message), message.text)
+        if item is None:
+            return  # a group that could be trained task by task
+        self._desks[worker].n_rows -= 1
+        self._shelves.unpin_from_task(worker, item.task.base_version)
+        self._n_server_rows -= item.granted
+        item.granted = False
+        if item.dropped:
+            self._forget(item)
+        elif verdict == "retry":
+            item.elsewhere = self._living[(self._living.index(worker) + 1) % len(self._living)]
+            self._enqueue(item)
+        else:
+            item.state, item.arrived_s = State.FAILED, self._clock()
+            if not self._bounds.reserve:
+                self._arrived.append(item.task.task)
 
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]

@@ -53,6 +53,7 @@ class Worker:
         evaluator: Evaluator,
         clock: Callable[[], float],
         trouble: Trouble,
+        n_workers: int = 1,
     ) -> None:
         self._index = index
         self._host = host
@@ -61,31 +62,62 @@ class Worker:
         self._evaluator = evaluator
         self._clock = clock
         self._trouble = trouble
+        self._n_workers = n_workers
         self._versions: dict[int, Float32] = {}
         self._held: dict[int, Float32] = {}
-        self._current: Sequence[Task] = ()
         self._measured_s = -math.inf
         self.counters = Counters()
 
     def train(self, tasks: Sequence[Task], send: Sequence[bool], progress: Callable[[], None]) -> Trained:
         """The reports of a group, with the rows that are to be sent at once; the others are held."""
-        self._current = tasks
-        self._trouble.before_group(tasks)
         start_s = self._clock()
         out_GP = empty_rows(len(tasks), self._n_parameters)
-        reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
+        failed: list[Failed] = []
+        try:
+            self._trouble.before_group(tasks)
+            reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
+        except Exception as error:
+            failed.append(self._failed(error, tasks))
+            reports = []
+        if failed and len(tasks) > 1:
+            reports, kept = self._one_by_one(tasks, out_GP, progress, failed)
+            out_GP, send = out_GP[kept], [send[row] for row in kept]
+            tasks = [tasks[row] for row in kept]
+        elif failed:
+            out_GP, send, tasks = out_GP[:0], (), ()
         counters = self.counters
         counters.busy_s += self._clock() - start_s
         counters.n_tasks += len(tasks)
         counters.n_groups += 1
         self._measure()
-        self._current = ()
         if all(send):
-            return Trained(self._index, reports, send, out_GP)
+            return Trained(self._index, reports, send, out_GP, failed)
         for task, sent, row_P in zip(tasks, send, out_GP, strict=True):
             if not sent:
                 self._held[task.task] = row_P.copy()
-        return Trained(self._index, reports, send, out_GP[np.array(send, dtype=bool)])
+        return Trained(self._index, reports, send, out_GP[np.array(send, dtype=bool)], failed)
+
+    def _one_by_one(
+        self, tasks: Sequence[Task], out_GP: Float32, progress: Callable[[], None], failed: list[Failed]
+    ) -> tuple[list[TaskReport], list[int]]:
+        """Trains the tasks of a group that failed again, each alone: the reports and rows of those that did not fail.
+
+        What the group was said to have failed by is replaced by the tasks that did; a task's bits do not depend on its
+        group, so the others' are what they would have been.
+        """
+        reports: list[TaskReport] = []
+        kept: list[int] = []
+        alone: list[Failed] = []
+        for row, task in enumerate(tasks):
+            try:
+                self._trouble.before_training([task])
+                reports += self._trainer.train([task], self._versions.__getitem__, out_GP[row : row + 1], progress)
+                kept.append(row)
+            except Exception as error:
+                alone.append(self._failed(error, [task]))
+        if alone:
+            failed[:] = alone
+        return reports, kept
 
     def deliver(self, tasks: Sequence[int]) -> Delivered:
         """Held results, in the order asked for, which are held no longer."""
@@ -120,12 +152,16 @@ class Worker:
 
     def failure(self, error: Exception) -> Failed:
         """What the server is told of an exception: its line if a user can mend it, else the traceback."""
-        tasks, self._current = self._current, ()
+        return self._failed(error, ())
+
+    def _failed(self, error: Exception, tasks: Sequence[Task]) -> Failed:
         client, task = (tasks[0].client, tasks[0].task) if len(tasks) == 1 else (-1, -1)
         if isinstance(error, FedsimError):
             return Failed(self._index, client, task, True, str(error))
         which = ", ".join(f"task {t.task} (client {t.client}, version {t.base_version})" for t in tasks[:8])
-        head = f"### worker {self._index + 1} on {self._host}" + (f", training {which}" if which else "")
+        head = f"### worker {self._index + 1} of {self._n_workers} on {self._host}" + (
+            f", training {which}" if which else ""
+        )
         return Failed(self._index, client, task, False, head + "\n" + "".join(traceback.format_exception(error)))
 
     def _measure(self) -> None:

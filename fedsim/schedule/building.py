@@ -33,16 +33,17 @@ from fedsim.schedule.selection import Availability, Selection
 from fedsim.types import Int64
 
 
-def build_policy(config: ScheduleConfig, n_clients: int) -> Policy:
+def build_policy(config: ScheduleConfig, n_clients: int, may_fail: bool = False) -> Policy:
     """The state machine that a configuration asks for, among `n_clients` that can be selected.
 
     Never more tasks are in flight than there are clients: a slot that nobody can fill must not let a client that waits
-    for the next version start before it.
+    for the next version start before it. Where training `may_fail` and be dropped, updates beyond a round's cohort
+    may be needed in the place of those that failed.
     """
     in_flight = min(config.concurrency, n_clients)
     match config:
         case SyncSchedule():
-            return SyncPolicy(config.cohort, in_flight, config.deadline_s)
+            return SyncPolicy(config.cohort, in_flight, config.deadline_s, may_fail)
         case AsyncSchedule():
             return BufferedPolicy(in_flight, 1)
         case BufferedSchedule(max_lag=None):

@@ -192,10 +192,11 @@ class SyncPolicy:
 
     consumes_on_arrival = True
 
-    def __init__(self, cohort: int, n_dispatched: int, deadline_s: float | None) -> None:
+    def __init__(self, cohort: int, n_dispatched: int, deadline_s: float | None, needs_spares: bool = False) -> None:
         self._cohort = cohort
         self._n_dispatched = n_dispatched
         self._deadline_s = deadline_s
+        self._needs_spares = needs_spares
         self._round = 0
         self._out: dict[int, Task] = {}
         self._n_arrived = 0
@@ -207,7 +208,7 @@ class SyncPolicy:
         self._round += 1
         end_s = math.inf if self._deadline_s is None else now_s + self._deadline_s
         arrivals = sorted((t.arrival_s, t.task) for t in tasks if not t.lost and not t.arrival_s > end_s)
-        wanted = {number for _, number in arrivals[: self._cohort]}
+        wanted = {number for _, number in (arrivals if self._needs_spares else arrivals[: self._cohort])}
         if math.isnan(tasks[0].arrival_s):  # the wall clock: nothing is known of the end
             wanted = {t.task for t in tasks}
         tasks = [t if t.task in wanted else t._replace(wanted=False) for t in tasks]

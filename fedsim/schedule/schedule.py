@@ -28,7 +28,7 @@ from fedsim.schedule.learning import Learner, Pace
 from fedsim.schedule.policies import Opening, Policy, Step, Timer
 from fedsim.schedule.selection import Domain, Selection
 from fedsim.snapshot import Snapshot
-from fedsim.types import Event, EventKind, Feedback, Int64, Task
+from fedsim.types import Event, EventKind, Feedback, Int64, Outcome, Task
 
 _NAN = math.nan
 _SPARE_EVENTS = 1024
@@ -136,14 +136,17 @@ class Schedule:
         event = self.peek()
         return event is None or event.time_s > self.now_s
 
-    def step(self, event: Event) -> Step:
-        """What an event leads to. An event that came from `peek` leaves the queue."""
+    def step(self, event: Event, has_failed: bool = False) -> Step:
+        """What an event leads to. An event that came from `peek` leaves the queue.
+
+        `has_failed`: it would be an arrival, but the client's training failed; the update is lost with that outcome.
+        """
         if self._events and self._events[0] is event:
             heapq.heappop(self._events)
         if self._devices is not None:
             assert event.time_s >= self.now_s, "virtual time went back"
         self.now_s = max(event.time_s, self.now_s)  # on the wall clock a timer is seen a little late
-        step = self._react(event)
+        step = self._failed(event.number) if has_failed else self._react(event)
         for task, _ in step.ended:
             if task.task in self._in_flight:
                 self._leave(task.task)
@@ -220,6 +223,11 @@ class Schedule:
             return step
         self._wake_s = math.inf
         return Step()
+
+    def _failed(self, number: int) -> Step:
+        step = self._policy.lost(self._leave(number))
+        ended = [(task, Outcome.FAILED if task.task == number else outcome) for task, outcome in step.ended]
+        return step._replace(ended=tuple(ended))
 
     def _count(self, step: Step) -> None:
         self.n_consumed += len(step.consumed)

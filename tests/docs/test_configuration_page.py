@@ -45,6 +45,7 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "stop.target": (config.TargetConfig, None),
     "memory": (config.MemoryConfig, None),
     "record": (config.RecordConfig, None),
+    "retry": (config.RetryConfig, None),
     "checkpoint": (config.CheckpointConfig, None),
 }
 

@@ -119,7 +119,7 @@ def test_an_exception_at_a_worker_ends_all_ranks(start: Any, summary: Any, tmp_p
     words = ("run", "configs/heart-async.yaml", "--out", str(tmp_path / "run"), "--quiet")
     done = start(3, *words, env={"FEDSIM_INJECT": "raise:5@2"})
     assert done.returncode == 70, f"exit code {done.returncode}\n{done.stderr}"
-    assert f"### worker 2 on {platform.node()}" in done.stderr
+    assert f"### worker 2 of 2 on {platform.node()}" in done.stderr
     assert "RuntimeError: FEDSIM_INJECT asked for this exception" in done.stderr
     assert summary(tmp_path / "run")["status"] == "failed"
 

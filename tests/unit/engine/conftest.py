@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from fedsim import aggregation
-from fedsim.comm.faults import Trouble
+from fedsim.comm.faults import trouble
 from fedsim.comm.inline import InlineTransport
-from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Message
+from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Message, Trained
 from fedsim.config import RunConfig, StopConfig, TiersSchedule
 from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.losses import Leniency
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.server import Pulse, Server
 from fedsim.engine.supply import Bounds, Supply
@@ -104,7 +105,8 @@ class Shuffled:
         ready = [jobs for jobs in self._jobs if jobs]
         if not ready or self._draws.random() < 0.3:
             return ()
-        return (self._draws.choice(ready).popleft()(),)
+        message = self._draws.choice(ready).popleft()()
+        return (*message.failed, message) if isinstance(message, Trained) else (message,)
 
     def counters(self, worker: int) -> Counters:
         return self._workers[worker].counters
@@ -222,6 +224,8 @@ class Bench:
     placement: Any = "home"
     evaluator: Any = field(default_factory=Counting)
     has_tests: bool = True
+    inject: str = ""
+    reports: list[tuple[int, int, int, str, str]] = field(default_factory=list)
 
     def run(self, config: RunConfig, keeper: Killing | None = None, kept: Kept | None = None) -> Result:
         """The configuration's own schedule, from its beginning or from a checkpoint."""
@@ -240,15 +244,18 @@ class Bench:
         keeper: Killing | None = None,
         kept: Kept | None = None,
     ) -> Result:
+        troubles = [trouble(self.inject, rank) for rank in range(1, self.n_workers + 1)]
         workers = [
-            Worker(index, "here", N_PARAMETERS, Arithmetic(), self.evaluator, self.clock, Trouble())
-            for index in range(self.n_workers)
+            Worker(index, "here", N_PARAMETERS, Arithmetic(), self.evaluator, self.clock, made)
+            for index, made in enumerate(troubles)
         ]
         transport: Any = InlineTransport(workers[0]) if self.n_workers == 1 else Shuffled(workers, self.seed)
         versions = VersionStore(N_PARAMETERS, 8 * N_PARAMETERS)
         reserve = 0 if config.clock == "wall" and not replaying else 1
         bounds = replace(self.bounds, reserve=reserve)
         supply = Supply(transport, placement(self.placement, self.n_workers, SIZES), bounds, versions, self.clock, 1e9)
+        supply._report = lambda *failure: self.reports.append(failure)
+        supply._leniency = Leniency.of(config, replaying)
         supply._backoff = Backoff(sleep=lambda seconds: None)
         rows = Rows() if kept is None else kept.rows()
         if keeper is not None:
@@ -315,7 +322,8 @@ def schedule_of(config: RunConfig) -> Schedule:
         expected_s = devices.expected_s(np.arange(N_CLIENTS), np.full(N_CLIENTS, 3), 3 * SIZES)
         domains = [Domain(N_CLIENTS, part) for part in tiers(expected_s, config.schedule.tiers)]
     selection = Selection(config.schedule.selection, config.seed, devices or AlwaysThere(), SIZES)
-    return Schedule(build_policy(config.schedule, N_CLIENTS), domains, selection, work_of(config), devices)
+    policy = build_policy(config.schedule, N_CLIENTS, config.drops_updates)
+    return Schedule(policy, domains, selection, work_of(config), devices)
 
 
 @pytest.fixture

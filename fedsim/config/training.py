@@ -76,7 +76,7 @@ class TrainingConfig(Section):
     loss: LossKind = "auto"
     clip_norm: Positive | None = None
     decay: DecayConfig | None = None
-    path: Literal["auto", "loop", "stacked", "fused", "none"] = "auto"
+    path: Literal["auto", "loop", "stacked", "fused", "captured", "none"] = "auto"
     group_size: Annotated[int, Field(ge=1, le=512)] | None = None
 
     @model_validator(mode="after")

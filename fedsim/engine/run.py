@@ -193,6 +193,8 @@ def _prepare(make: Callable[[], Plan], caller: Caller) -> tuple[Plan, _Here]:
         _check_fault_tolerance(made.config, world)
         wish = "cpu" if world.size > 1 and world.rank == 0 else made.config.device  # the server holds no GPU
         chosen = devices.choose(wish, devices.local_rank(os.environ), os.environ)
+        if made.training_path == "captured" and not (world.size > 1 and world.rank == 0):
+            devices.require_cuda(chosen)
         devices.prepare(chosen, made.config.threads, os.environ)
         mine = Statement(
             world.rank,

@@ -83,6 +83,8 @@ def build(
     machine: Callable[..., Machine]
     if choice.path == "fused":
         from fedsim.training.fused.machine import FusedMachine as machine
+    elif choice.path == "captured":
+        from fedsim.training.captured import build as machine
     else:
         from fedsim.training.stacked import StackedMachine as machine
     make = partial(machine, module, population.sample_shape, config.training, device=device, has_linear=has_linear)

@@ -44,14 +44,19 @@ def choose_path(
 ) -> Choice:
     """The path that `training.path` asks for, or for `auto` the first of fused, stacked and loop that takes the module.
 
+    Where the configuration says that there is a GPU (`device: cuda`), `auto` records the fused or stacked step as a
+    CUDA graph: captured.
+
     `has_linear`: each task has a linear term in its objective, which is one more number a parameter.
 
     Raises ConfigError if the path asked for cannot take it, naming the layer.
     """
-    training = config.training
-    refusals: list[str] = []
+    training, refusals = config.training, list[str]()
+    is_captured = training.path == "captured" or (training.path == "auto" and config.device == "cuda")
+    if is_captured and config.device == "cpu":
+        raise ConfigError("training.path: captured needs a GPU, but device is cpu; set device: cuda, or use auto")
     for path in ("fused", "stacked"):
-        if training.path not in ("auto", path):
+        if training.path not in ("auto", "captured", path):
             continue
         try:
             client_bytes, least = _PATHS[path](training, module, sample_shape, loss, has_linear)
@@ -62,6 +67,9 @@ def choose_path(
                 ) from error
             refusals.append(f"not {path}: {error}")
             continue
+        if is_captured:
+            why = f"the {path} step as a CUDA graph, which no core's cache bounds"
+            return Choice("captured", training.group_size or MAX_GROUP, "; ".join([*refusals, why]))
         reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
         if path == "stacked" and training.path == "auto" and client_bytes > CACHE_BYTES // STACKED_LEAST:
             refusals.append(f"not stacked: {reason}, which is to hold {STACKED_LEAST}")
@@ -69,6 +77,8 @@ def choose_path(
         if training.group_size is not None:
             return Choice(path, training.group_size, "; ".join([*refusals, "group size as configured"]))
         return Choice(path, group_size(client_bytes, least), "; ".join([*refusals, reason]))
+    if training.path == "captured":
+        raise ConfigError(f"training.path: captured cannot train this model: {'; '.join(refusals)}; use auto or loop")
     return Choice("loop", training.group_size or 1, "; ".join(refusals) or "as configured")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedsim.config import RunConfig
-from fedsim.errors import LaunchError
+from fedsim.errors import ConfigError, LaunchError
 
 _LOCAL_RANK = ("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _CAPS = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -44,6 +44,15 @@ def choose(device: Literal["auto", "cpu", "cuda"], local_rank: int, environ: Map
         f"device: cuda, but no GPU is visible on {platform.node()} to torch {torch.__version__}{where}; "
         "ask the scheduler for one a rank, or set device: auto or cpu"
     )
+
+
+def require_cuda(device: torch.device) -> None:
+    """Raises ConfigError for a worker's device that cannot record CUDA graphs."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"training.path: captured records CUDA graphs, but {platform.node()} has no GPU that torch can use; "
+            "set device: cuda where there is one, or training.path: auto"
+        )
 
 
 def prepare(device: torch.device, n_threads: int, environ: MutableMapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from fedsim.training.fused.memory import Places
 from fedsim.training.groupbatches import GroupBatches
 from fedsim.training.noise import Dropout, Keys, Masks
 from fedsim.training.objectives import TaskLoss
+from fedsim.types import Float64
 
 
 class SlabMachine:
@@ -39,8 +40,10 @@ class SlabMachine:
         has_linear: bool = False,
         n_block: int | None = None,
         dropouts: Sequence[Dropout] = (),
+        is_fixed: bool = False,
     ) -> None:
-        self.is_fixed = device.type != "cpu"
+        self.is_fixed = is_fixed or device.type != "cpu"
+        self.has_linear = has_linear
         self.min_slots = min_slots
         self.n_slots = max(n_slots, min_slots)
         self.weights = places.slab(self.n_slots, dtype, device)
@@ -68,19 +71,32 @@ class SlabMachine:
 
     def step(self, k: int, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.step`."""
-        self._rest(n_slots)
-        self.masks.advance(n_slots)
+        self.prepare(n_slots)
         g, batches = self.n_slots if self.is_fixed else max(n_slots, self.min_slots), self.batches
-        self.compute(
+        self.take(
             batches.x_GKBF[:g, k],
             batches.targets_GKB[:g, k],
             batches.scale_GKB[:g, k],
             batches.pieces_GKB[:g, k],
         )
-        self.stepper.step(g)
+
+    def prepare(self, n_slots: int) -> None:
+        """What a step does outside a recorded graph: it puts what is new into memory that `take` reads."""
+        self._rest(n_slots)
+        self.masks.advance(n_slots)
+        self.stepper.advance()
+
+    def take(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+        """The step itself, nothing but work on tensors."""
+        self.compute(x_gBF, targets_gB, scale_gB, pieces_gB)
+        self.stepper.step(scale_gB.shape[0])
 
     def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
         """Puts the gradients of a step's batches where the stepper wants them, and fills `pieces_gB`."""
+        raise NotImplementedError
+
+    def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
+        """See `fedsim.training.group.Machine.sample_losses`."""
         raise NotImplementedError
 
     def _rest(self, n_slots: int) -> None:

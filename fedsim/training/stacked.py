@@ -116,11 +116,13 @@ class StackedMachine(SlabMachine):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         has_linear: bool = False,
+        is_fixed: bool = False,
     ) -> None:
         dropouts = check(module, sample_shape, loss)
         places = Places(Layout.of(module), [])
         super().__init__(
-            places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype, has_linear, None, dropouts
+            places, sample_shape, training, loss, n_slots, _MIN_SLOTS, device, dtype, has_linear, None, dropouts,
+            is_fixed,
         )  # fmt: skip
         self._shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self._sample_shape = sample_shape

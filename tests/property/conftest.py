@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fedsim.types import Shard
 
@@ -151,6 +154,56 @@ def _make(name: str, seed: int) -> tuple[nn.Module, tuple[int, ...]]:
         module = build()
         module(torch.zeros(2, *shape))
     return module, shape
+
+
+_EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default}
+_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+
+class RecordedGraph(TorchDispatchMode):
+    """A `fedsim.training.captured.Graph` of what a CPU computes: the operations, repeated on the same memory.
+
+    As with a CUDA graph, no line of Python runs at a replay: a number that Python computed is what it was, a tensor is
+    where it was, and what is read back from a tensor to decide something is an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.n_records = self.n_replays = 0
+
+    def record(self, work: Callable[[], None]) -> None:
+        assert not self.operations, "recorded again"
+        work()  # the warm-up
+        with self:
+            work()
+        self.n_records += 1
+
+    def replay(self) -> None:
+        for func, args, kwargs, held in self.operations:
+            found = func(*args, **kwargs)
+            for kept, new in zip(tree_leaves(held), tree_leaves(found if held is not None else None), strict=True):
+                if isinstance(kept, torch.Tensor):
+                    kept.copy_(new)
+        self.n_replays += 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        assert func not in _READS, f"{func} reads a tensor, which a graph cannot"
+        out = func(*args, **kwargs)
+        if func in _EMPTY:
+            return out
+        is_view = any(result.alias_info is not None for result in func._schema.returns)
+        self.operations.append((func, args, kwargs, None if is_view else out))
+        return out
+
+
+@pytest.fixture
+def make_graph() -> type[RecordedGraph]:
+    """Call it as `RecordedGraph`."""
+    return RecordedGraph
 
 
 @pytest.fixture

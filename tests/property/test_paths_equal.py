@@ -24,6 +24,7 @@ from torch.nn import functional
 from fedsim import models, seeding
 from fedsim.config import RunConfig
 from fedsim.layout import Layout
+from fedsim.training import captured
 from fedsim.training.choice import Choice
 from fedsim.training.fused import ahead
 from fedsim.training.fused.graph import trace
@@ -42,7 +43,7 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
-MACHINES = {"fused": FusedMachine, "stacked": StackedMachine}
+MACHINES = {"fused": FusedMachine, "stacked": StackedMachine, "captured": captured.build}
 
 
 OPTIMIZERS: list[tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]]] = [
@@ -199,8 +200,9 @@ def compare(
 
     def machine(loss: Any, n_slots: int) -> Any:
         shape, device = population.sample_shape, torch.device("cpu")
+        more = {"graph": make["graph"]()} if path == "captured" else {}
         return MACHINES[path](
-            module, shape, config.training, loss, n_slots, device=device, dtype=dtype, has_linear=has_linear
+            module, shape, config.training, loss, n_slots, device=device, dtype=dtype, has_linear=has_linear, **more
         )
 
     where = {"payload": "delta", "device": torch.device("cpu"), "worker": 0, "clock": lambda: 0.0}
@@ -232,8 +234,11 @@ def compare(
 
 
 @pytest.fixture
-def make(make_population: Make, make_config: Make, make_task: Make, make_shard: Make) -> dict[str, Make]:
-    return {"population": make_population, "config": make_config, "task": make_task, "shard": make_shard}
+def make(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make, make_graph: Make
+) -> dict[str, Make]:
+    rooms = {"population": make_population, "config": make_config, "task": make_task, "shard": make_shard}
+    return rooms | {"graph": make_graph}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

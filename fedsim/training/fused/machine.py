@@ -61,16 +61,18 @@ class FusedMachine(SlabMachine):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         has_linear: bool = False,
+        is_fixed: bool = False,
     ) -> None:
         self._nodes = plan(module, sample_shape, loss)
         layout, min_slots = Layout.of(module), 2 if program.has_maps(self._nodes) else 1
-        first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=device.type == "cpu")
+        on_host = device.type == "cpu" and not is_fixed
+        first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=on_host)
         own = program.parameter_names(first) if first is not None else []
         places = program.places_of(self._nodes, layout, [name for name in layout.names if name not in own])
         dropouts = noise.find(module, sample_shape).dropouts
         super().__init__(
             places, sample_shape, training, loss, n_slots, min_slots, device, dtype, has_linear, n_block or None,
-            dropouts,
+            dropouts, is_fixed,
         )  # fmt: skip
         self._ahead: ahead.Ahead | None = None
         if first is not None:

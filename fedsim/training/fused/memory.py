@@ -82,6 +82,11 @@ class Slab:
             for name, place in places.by_name.items()
         }
 
+    @property
+    def n_values(self) -> int:
+        """Values of a client without padding: P."""
+        return sum(place.n_rows * place.n_columns for place in self.places.by_name.values())
+
     def like(self) -> Slab:
         """Zeros of the same form."""
         return Slab(self.places, self.n_slots, self._dtype, self._device)

@@ -27,6 +27,9 @@ class Stepper(Protocol):
     def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         """Forgets the former clients; the weights hold the new ones' bases. `linear_GP` is added to their gradients."""
 
+    def advance(self) -> None:
+        """Counts a step that is to come. What depends on the count is put into memory that `step` reads."""
+
     def step(self, n_slots: int) -> None:
         """Takes the step of the first slots, whose gradients are in `target`."""
 
@@ -40,6 +43,9 @@ class PlainSgd:
         self.target = Target(weights, beta=1.0, alpha=-1.0)
 
     def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
+        pass
+
+    def advance(self) -> None:
         pass
 
     def step(self, n_slots: int) -> None:
@@ -59,6 +65,9 @@ class LinearSgd:
     def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         assert linear_GP is not None
         self._moves.load(linear_GP * rates_G1[:n_slots])
+
+    def advance(self) -> None:
+        pass
 
     def step(self, n_slots: int) -> None:
         for w, move in self._blocks(n_slots):
@@ -81,6 +90,9 @@ class MomentumSgd:
     def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         self._rates_G1 = rates_G1
         self._momenta.zero(n_slots)
+
+    def advance(self) -> None:
+        pass
 
     def step(self, n_slots: int) -> None:
         if self._weight_decay:
@@ -115,6 +127,9 @@ class GradientStep:
         if self._base is not None:
             for base_gQ, w_gQ in zip(self._base.parts(n_slots), self._weights.parts(n_slots), strict=True):
                 base_gQ.copy_(w_gQ)
+
+    def advance(self) -> None:
+        self._rule.advance()
 
     def step(self, n_slots: int) -> None:
         if self._base is not None:
@@ -152,6 +167,9 @@ class _Sgd:
         if self._momenta is not None:
             self._momenta.zero(n_slots)
 
+    def advance(self) -> None:
+        pass
+
     def step(self, n_slots: int, weights: Slab, gradients: Slab, room: Slab) -> None:
         config, rates_g1 = self._config, self._rates_G1[:n_slots]
         if config.weight_decay:
@@ -172,6 +190,8 @@ class _Adam:
         self._config = config
         self._first, self._second = weights.like(), weights.like()
         self._n_steps = 0
+        some = weights.blocks(1)[0]
+        self._correction, self._factor = some.new_ones(()), some.new_ones(())
         self._rates_G1: Tensor
 
     def start(self, n_slots: int, rates_G1: Tensor) -> None:
@@ -179,10 +199,14 @@ class _Adam:
         self._first.zero(n_slots)
         self._second.zero(n_slots)
 
+    def advance(self) -> None:
+        self._n_steps += 1
+        first, second = (1.0 - beta**self._n_steps for beta in self._config.betas)
+        self._correction.fill_(first)
+        self._factor.fill_(second**-0.5)
+
     def step(self, n_slots: int, weights: Slab, gradients: Slab, room: Slab) -> None:
         config, rates_g1 = self._config, self._rates_G1[:n_slots]
-        self._n_steps += 1
-        first, second = (1.0 - beta**self._n_steps for beta in config.betas)
         if config.weight_decay and config.kind == "adamw":
             factors_g1 = 1.0 - rates_g1 * config.weight_decay
             for w_gQ in weights.parts(n_slots):
@@ -193,10 +217,10 @@ class _Adam:
                 d.add_(w, alpha=config.weight_decay)
             m.lerp_(d, 1.0 - config.betas[0])
             v.mul_(config.betas[1]).addcmul_(d, d, value=1.0 - config.betas[1])
-            torch.sqrt(v, out=t).mul_(second**-0.5).add_(config.eps)
+            torch.sqrt(v, out=t).mul_(self._factor).add_(config.eps)
             torch.div(m, t, out=t)
         for w_gQ, t_gQ in zip(weights.parts(n_slots), room.parts(n_slots), strict=True):
-            w_gQ.addcmul_(t_gQ, rates_g1 / first, value=-1.0)
+            w_gQ.addcmul_(t_gQ, rates_g1 / self._correction, value=-1.0)
 
 
 def build(training: TrainingConfig, weights: Slab, has_linear: bool = False) -> Stepper:

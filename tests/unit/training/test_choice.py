@@ -240,3 +240,43 @@ def test_which_first_layers_are_computed_ahead(
     first, n = machine.block_of(config.training, trace(nn.Sequential(*layers), shape), has_linear=False)
     assert n == n_block and (first is not None) == (n_block > 0)
     assert machine.block_of(config.training, trace(nn.Sequential(*layers), shape), has_linear=True) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("module", "inner"),
+    [
+        (nn.Linear(6, 3), "the fused step as a CUDA graph"),
+        (nn.Sequential(nn.Linear(6, 3), nn.SiLU()), r"not fused: layer '1' \(SiLU\): .*; the stacked step"),
+    ],
+    ids=["fused", "stacked"],
+)
+def test_captured_where_the_configuration_has_a_gpu(make_config: Make, module: nn.Module, inner: str) -> None:
+    """A rule over the configuration: the rank that asks need have no GPU."""
+    for config in (
+        make_config(device="cuda", training={"path": "auto"}),
+        make_config(training={"path": "captured"}),
+    ):
+        path, group_size, why = choose_path(config, module, (6,), task_loss(3))
+        assert (path, group_size) == ("captured", 64) and re.search(inner, why)
+    config = make_config(device="cuda", training={"path": "auto", "group_size": 96})
+    assert choose_path(config, module, (6,), task_loss(3)).group_size == 96
+    assert choose_path(make_config(training={"path": "auto"}), module, (6,), task_loss(3)).path != "captured"
+
+
+def test_captured_that_cannot_be(make_config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"captured needs a GPU, but device is cpu; set device: cuda, or use auto"):
+        choose_path(make_config(device="cpu", training={"path": "captured"}), nn.Linear(6, 3), (6,), task_loss(3))
+    odd = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3))
+    config = make_config(training={"path": "captured"})
+    with pytest.raises(ConfigError, match=r"cannot train this model: not fused: layer '1' \(BatchNorm1d\): "):
+        choose_path(config, odd, (6,), task_loss(3))
+    assert choose_path(make_config(device="cuda", training={"path": "auto"}), odd, (6,), task_loss(3)).path == "loop"
+
+
+@pytest.mark.parametrize("path", ["fused", "stacked", "captured"])
+@pytest.mark.parametrize("is_running", [True, False])
+def test_batchnorm_is_named_with_what_to_use_instead(make_config: Make, path: str, is_running: bool) -> None:
+    odd = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=is_running), nn.Linear(5, 3))
+    config = make_config(training={"path": path})
+    with pytest.raises(ConfigError, match=r"layer '1' \(BatchNorm1d\).*use GroupNorm"):
+        choose_path(config, odd, (6,), task_loss(3))

@@ -109,6 +109,8 @@ class Evaluations:
 
     def collect(self) -> None:
         """Records the evaluations that came in, in the order of their versions."""
+        if not self._virtual_s:
+            return
         for message in self._supply.evaluations():
             self._results[message.version] = message.rows
         for version in sorted(self._virtual_s):

@@ -68,7 +68,12 @@ class RecordWriter:
 
     def append(self, table: str, row: Row) -> None:
         """Takes a row of a table: the values of its columns in order, extra columns last; NaN, -1 or "" for none."""
-        self.extend(table, (row,))
+        buffer = self._buffers.get(table)
+        if buffer is None:
+            buffer = self._buffers[table_named(table).name]
+        buffer.append(row)
+        if len(buffer) >= self._flush_rows:
+            self._write(table)
 
     def extend(self, table: str, rows: Iterable[Row]) -> None:
         """Takes several rows of a table, each as in `append`."""

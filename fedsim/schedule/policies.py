@@ -90,7 +90,7 @@ class BufferedPolicy:
         merge = self._n_buffered == self._buffer
         if merge:
             self._n_buffered = 0
-        return Step((task,), merge=merge)
+        return Step((task,), (), merge)
 
     def lost(self, task: Task) -> Step:
         return none_ended(task)
@@ -120,7 +120,7 @@ class KAsyncPolicy:
         merge = self._n_waiting == self._k
         if merge:
             self._n_waiting = 0
-        return Step((task,), merge=merge)
+        return Step((task,), (), merge)
 
     def lost(self, task: Task) -> Step:
         return none_ended(task)

@@ -32,6 +32,8 @@ from fedsim.types import Event, EventKind, Feedback, Int64, Outcome, Task
 
 _NAN = math.nan
 _SPARE_EVENTS = 1024
+_KEPT_SIZES = 100_000
+_ARRIVAL, _LOSS, _TIMER = EventKind.ARRIVAL, EventKind.LOSS, EventKind.TIMER  # looked up for every event
 _COLUMNS = ("tasks", "domains", "positions", "waits")  # of tasks in flight or waiting, in a checkpoint
 _PLACES = {  # a schedule's other fields by their names in a checkpoint
     "now_s": "now_s",
@@ -46,7 +48,7 @@ _PLACES = {  # a schedule's other fields by their names in a checkpoint
 
 
 class TaskPlanner(Protocol):
-    """What the schedule asks of the devices: a plan has download_s, compute_s, upload_s, arrival_s and lost."""
+    """What the schedule asks of the devices: a plan is (download_s, compute_s, upload_s, arrival_s, lost)."""
 
     def plan(self, client: int, task: int, n_steps: int, n_samples: int, dispatch_s: float) -> Any: ...
 
@@ -101,6 +103,9 @@ class Schedule:
         self._in_flight: dict[int, tuple[Task, int, int]] = {}  # task -> (task, domain, position)
         self._waiting: dict[int, tuple[Task, int, int]] = {}  # arrived, but not consumed
         self._steps_given: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}  # memos of `work`, within bounds; nothing depends on what they hold
+        self._amounts: dict[int, tuple[int, int]] = {}
+        self._rate = (-1, _NAN)
         self._wake_s = math.inf
         self._next_task = 0
         self._n_fruitless = 0
@@ -126,7 +131,7 @@ class Schedule:
         events = self._events
         while events:
             event = events[0]
-            if event.kind > EventKind.LOSS or event.number in self._in_flight:
+            if event.kind > _LOSS or event.number in self._in_flight:
                 return event
             heapq.heappop(events)  # of a task that was aborted
         return None
@@ -170,7 +175,8 @@ class Schedule:
         self.now_s = now_s
         tasks: list[Task] = []
         for opening in self._policy.openings(len(self._in_flight)):
-            tasks += self._fill(opening, now_s)
+            if opening.n > 0:
+                tasks += self._fill(opening, now_s)
         return tasks
 
     def unconsumed(self) -> list[Task]:
@@ -213,11 +219,11 @@ class Schedule:
 
     def _react(self, event: Event) -> Step:
         kind = event.kind
-        if kind == EventKind.ARRIVAL:
+        if kind == _ARRIVAL:
             return self._policy.arrived(self._come_in(event.number))
-        if kind == EventKind.LOSS:
+        if kind == _LOSS:
             return self._policy.lost(self._leave(event.number))
-        if kind == EventKind.TIMER:
+        if kind == _TIMER:
             step, timer = self._policy.timer(event.number, event.time_s)
             self._set(timer)
             return step
@@ -233,11 +239,14 @@ class Schedule:
         self.n_consumed += len(step.consumed)
         self.version += step.merge
         self._n_fruitless = 0 if step.consumed else self._n_fruitless + len(step.ended)
-        if self._n_fruitless > 10_000 + 100 * sum(min(d.size, 1000) for d in self._domains):
+        if self._n_fruitless > 10_000 and self._n_fruitless > self._most_fruitless():
             raise StalledError(
                 f"stalled at {self.now_s:.6g} virtual seconds: the last {self._n_fruitless} tasks were all lost or "
                 "aborted; a longer deadline, faster devices or fewer losses would let updates arrive"
             )
+
+    def _most_fruitless(self) -> int:
+        return 10_000 + 100 * sum(min(d.size, 1000) for d in self._domains)
 
     def _come_in(self, number: int) -> Task:
         """The task of an update that is here. Its client is idle again once the update is consumed."""
@@ -289,7 +298,7 @@ class Schedule:
     def _enter(self, task: Task, domain: int, position: int) -> None:
         self._in_flight[task.task] = (task, domain, position)
         if self._devices is not None:
-            kind = EventKind.LOSS if task.lost else EventKind.ARRIVAL
+            kind = _LOSS if task.lost else _ARRIVAL
             heapq.heappush(self._events, Event(task.arrival_s, kind, task.task))
             if len(self._events) > _SPARE_EVENTS + 4 * len(self._in_flight):
                 self._sweep()
@@ -301,6 +310,8 @@ class Schedule:
 
     def _plan(self, domain: Domain, positions: list[int], now_s: float) -> list[Task]:
         """The tasks for the chosen positions, with everything fixed at dispatch."""
+        if len(positions) == 1 and self._pace is None:
+            return [self._plan_one(domain.client(positions[0]), now_s)]
         clients = domain.clients(np.array(positions, dtype=np.int64))
         sizes = self._work.n_samples(clients).tolist()
         steps = [self._work.n_steps(size) for size in sizes]
@@ -309,12 +320,38 @@ class Schedule:
             steps = [self._pace.n_steps(client, planned, now_s) for client, planned in paced]
         first = self._next_task
         self._next_task += len(positions)
-        learning_rate = self._work.learning_rate(self.version)
+        learning_rate = self._learning_rate()
         plans = self._plans(clients, first, steps, sizes, now_s)
         return [
             self._task(first + i, client, sizes[i], steps[i], learning_rate, now_s, plans[i])
             for i, client in enumerate(clients.tolist())
         ]
+
+    def _plan_one(self, client: int, now_s: float) -> Task:
+        """`_plan` of one client, without arrays: asynchronous policies dispatch one task for each that arrives."""
+        size = self._sizes.get(client)
+        if size is None:
+            size = int(self._work.n_samples(np.array([client], dtype=np.int64))[0])
+            if len(self._sizes) >= _KEPT_SIZES:
+                self._sizes.clear()
+            self._sizes[client] = size
+        amount = self._amounts.get(size)
+        if amount is None:
+            if len(self._amounts) >= _KEPT_SIZES:
+                self._amounts.clear()
+            amount = self._amounts[size] = (self._work.n_steps(size), self._work.n_processed(size))
+        steps, processed = amount
+        number = self._next_task
+        self._next_task += 1
+        plan = None if self._devices is None else self._devices.plan(client, number, steps, processed, now_s)
+        return self._task(number, client, size, steps, self._learning_rate(), now_s, plan)
+
+    def _learning_rate(self) -> float:
+        version, rate = self._rate
+        if version != self.version:
+            rate = self._work.learning_rate(self.version)
+            self._rate = (self.version, rate)
+        return rate
 
     def _plans(self, clients: Int64, first: int, steps: list[int], sizes: list[int], now_s: float) -> Sequence[Any]:
         if self._devices is None:
@@ -338,8 +375,10 @@ class Schedule:
         if self._work.counts_steps:
             first_step = self._steps_given.get(client, 0)
             self._steps_given[client] = first_step + steps
-        head = (number, client, self.version, size, steps, first_step, learning_rate, now_s)
+        version = self.version
         if plan is None:
-            return Task(*head, _NAN, _NAN, _NAN, _NAN, _NAN, False, True)
-        times = (plan.download_s, plan.compute_s, plan.upload_s, plan.arrival_s, plan.arrival_s)
-        return Task(*head, *times, plan.lost, not plan.lost)
+            times = (_NAN, _NAN, _NAN, _NAN, _NAN, False, True)
+            return Task(number, client, version, size, steps, first_step, learning_rate, now_s, *times)
+        download_s, compute_s, upload_s, arrival_s, lost = plan
+        times = (download_s, compute_s, upload_s, arrival_s, arrival_s, lost, not lost)
+        return Task(number, client, version, size, steps, first_step, learning_rate, now_s, *times)

@@ -7,7 +7,7 @@ times (almost everyone absent) is the whole domain looked at.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from typing import Literal, Protocol
 
 import numpy as np
@@ -79,15 +79,11 @@ class Domain:
         return 0 <= position < self.size and self.client(position) == client and not self.is_busy(position)
 
     def kth_idle(self, k: int) -> int:
-        """The position of the k-th idle one, counted from 0: binary search in the sorted busy ones."""
-        busy, low, high = self._busy, 0, len(self._busy)
-        while low < high:
-            middle = (low + high) // 2
-            if busy[middle] - middle <= k:
-                low = middle + 1
-            else:
-                high = middle
-        return k + low
+        """The position of the k-th idle one, counted from 0: the least that has as many busy ones before it as it must."""
+        n_before = bisect_right(self._busy, k)
+        while (n := bisect_right(self._busy, k + n_before)) != n_before:
+            n_before = n
+        return k + n_before
 
     def idle(self) -> Int64:
         """All idle positions, ascending: O(size)."""

@@ -8,7 +8,7 @@ from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale, staleness_function
 from fedsim.config import FedAsyncRule
-from fedsim.types import Update
+from fedsim.types import Float32, Update
 
 
 class FedAsync(BaseRule):
@@ -38,6 +38,16 @@ class FedAsync(BaseRule):
         state.weight_sum = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
         state.n_accumulated += 1
         return state, Diagnostics(weight)
+
+    def complete(
+        self, state: ServerState, update: Update, arrival: Arrival
+    ) -> tuple[ServerState, Diagnostics, Float32]:
+        if is_too_stale(arrival.staleness, self._max_staleness):
+            return super().complete(state, update, arrival)
+        weight = self._alpha * self._staleness(arrival.staleness)
+        keep = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
+        new_P = self._kernels.complete(state, update.vector_P, weight, kept=1.0 - weight, keep=keep, scale=1.0)
+        return state, Diagnostics(weight), new_P
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:
         return 0.0 if is_too_stale(staleness, self._max_staleness) else self._alpha * self._staleness(staleness)

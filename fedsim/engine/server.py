@@ -28,6 +28,7 @@ from fedsim.snapshot import Snapshot
 from fedsim.types import Event, EventKind, Feedback, Float32, Outcome, Task, Update
 
 _NAN = math.nan
+_ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
 
 
 class EventSource(Protocol):
@@ -164,6 +165,7 @@ class Server:
         self._merged = _Merged()
         self._owed: deque[tuple[Task, Outcome]] = deque()
         self._n_reached = 0  # updates consumed or owed
+        self._made_P: Float32 | None = None  # a version on its way from its last update to `_put_out`
         self._left: _Left | None = None
         self._keeper = keeper
         self._finished = False
@@ -355,7 +357,7 @@ class Server:
 
     def _complete(self, left: _Left) -> None:
         """The rest of an event."""
-        self._settle(is_patient=left.is_patient)
+        self._settle(is_patient=left.is_patient, completes=left.merge and not left.is_short)
         self._left = None
         if left.is_short:
             self._schedule.version -= left.merge
@@ -365,8 +367,11 @@ class Server:
             self._merge()
         self._finished = self._finished or left.is_last
 
-    def _settle(self, *, is_patient: bool = False) -> None:
-        """Consumes and records what is owed, in order; if it is patient, only as far as that needs no waiting."""
+    def _settle(self, *, is_patient: bool = False, completes: bool = False) -> None:
+        """Consumes and records what is owed, in order; if it is patient, only as far as that needs no waiting.
+
+        If it completes a version, what is owed last is the last that goes into it.
+        """
         owed = self._owed
         while owed:
             task, outcome = owed[0]
@@ -376,25 +381,29 @@ class Server:
                 return
             else:
                 self._supply.bring(task.task, self._while_waiting)
-                self._take(task)
+                self._take(task, is_last=completes and len(owed) == 1)
             owed.popleft()
 
-    def _take(self, task: Task) -> None:
+    def _take(self, task: Task, *, is_last: bool) -> None:
         if self._supply.has_failed(task.task):
             self._supply.discard(task.task)
             self._n_reached -= 1
             self._recorder.append("tasks", _ended_row(task, Outcome.FAILED, len(self._rule.scalar_names)))
         else:
-            self._consume(task)
+            self._consume(task, is_last=is_last)
 
-    def _consume(self, task: Task) -> None:
+    def _consume(self, task: Task, *, is_last: bool) -> None:
+        """Hands an update to the rule and records it; the last one of a version completes that."""
         base_P = self._versions.get(task.base_version) if self._rule.needs_base else None  # may go with the update
         update, item = self._supply.take(task.task)
         met_version = self.pulse.version
         staleness = met_version - task.base_version
         arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s
         arrival = Arrival(staleness, task, met_version, arrival_s, base_P)
-        self._state, diagnostics = self._rule.accumulate(self._state, update, arrival)
+        if is_last:
+            self._state, diagnostics, self._made_P = self._rule.complete(self._state, update, arrival)
+        else:
+            self._state, diagnostics = self._rule.accumulate(self._state, update, arrival)
         merged = self._merged
         merged.n_updates += 1
         merged.weight_sum += diagnostics.weight
@@ -407,8 +416,11 @@ class Server:
         self._recorder.append("tasks", _applied_row(task, arrival_s, met_version, update, item, diagnostics))
 
     def _merge(self) -> None:
-        self._state = self._rule.commit(self._state)
-        self._put_out(self._rule.publish(self._state))
+        if self._made_P is None:  # nothing was owed any more
+            self._state = self._rule.commit(self._state)
+            self._made_P = self._rule.publish(self._state)
+        vector_P, self._made_P = self._made_P, None
+        self._put_out(vector_P)
         version = self._schedule.version
         is_last = self._stop.versions is not None and version >= self._stop.versions
         self._finished = is_last or self._evaluations.target_reached(version)
@@ -437,7 +449,8 @@ class Server:
 
     def _rest(self) -> None:
         """Where nothing is half done: whether an end is asked for, or a checkpoint is due."""
-        self._attend()
+        if self._clock() - self.pulse.wall_s >= _ATTEND_EVERY_S:
+            self._attend()
         if self._supply.lost is not None:
             self._keep()
             raise self._supply.lost

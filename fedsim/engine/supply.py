@@ -187,14 +187,12 @@ class Supply:
         """A task that failed leaves the supply."""
         self._forget(self._items[number])
 
-    def service(self) -> bool:
-        """Called between events: now and then it posts groups out of plenty, handles messages, and returns true."""
+    def service(self) -> None:
+        """Called between events: posts groups out of plenty, and handles messages, now and then."""
         self._n_unserviced += 1
-        if self._n_unserviced < _SERVICE_EVERY:
-            return False
-        self.pump()
-        self.listen(wait=False)
-        return True
+        if self._n_unserviced >= _SERVICE_EVERY:
+            self.pump()
+            self.listen(wait=False)
 
     def take(self, number: int) -> tuple[Update, Item]:
         """The update of a submitted task, which leaves the supply; waits for it if it is not here yet."""

@@ -79,7 +79,7 @@ class Domain:
         return 0 <= position < self.size and self.client(position) == client and not self.is_busy(position)
 
     def kth_idle(self, k: int) -> int:
-        """The position of the k-th idle one, counted from 0: the least that has as many busy ones before it as it must."""
+        """The position of the k-th idle one, counted from 0: k, and the busy ones up to it."""
         n_before = bisect_right(self._busy, k)
         while (n := bisect_right(self._busy, k + n_before)) != n_before:
             n_before = n

@@ -108,3 +108,25 @@ def test_fedasync_in_one_commit_is_fedasync_commit_by_commit(
         state, _ = rule.accumulate(state, Update(report, vector), Arrival(staleness))
         state = rule.commit(state)
     np.testing.assert_allclose(version(plain, base, arrivals), published(state), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("n_parameters", [7, 33_000, 70_001])
+@pytest.mark.parametrize("plain", [*RULES, {"rule": "fedbuff", "server_learning_rate": 0.3}], ids=str)
+def test_completing_a_version_gives_the_bits_of_accumulate_commit_and_publish(
+    plain: dict[str, Any], n_parameters: int
+) -> None:
+    rule, other = rule_of(plain | {"max_staleness": 9}), rule_of(plain | {"max_staleness": 9})
+    base, _ = drawn(1, 1, n_parameters)
+    state, expected = rule.init(base), other.init(base)
+    for seed in range(4):
+        *first, last = drawn(seed, 1 + seed, n_parameters)[1]
+        for vector, n_samples, staleness in first:
+            update = Update(TaskReport(0, 0, n_samples, 1, 0.0, 0.0, 0.0, 0.0), vector)
+            state, _ = rule.accumulate(state, update, Arrival(staleness))
+            expected, _ = other.accumulate(expected, update, Arrival(staleness))
+        update = Update(TaskReport(0, 0, last[1], 1, 0.0, 0.0, 0.0, 0.0), last[0])
+        state, diagnostics, version_P = rule.complete(state, update, Arrival(last[2]))
+        expected, wanted = other.accumulate(expected, update, Arrival(last[2]))
+        expected = other.commit(expected)
+        assert diagnostics == wanted and (state.n_accumulated, state.weight_sum) == (0, 0.0)
+        assert np.array_equal(state.weights_P, expected.weights_P) and np.array_equal(version_P, published(expected))

@@ -66,7 +66,7 @@ def _shared(updates: int, repeat: int) -> Callable[[Callable[..., int]], Callabl
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(command)
         def packed(
-            as_json: bool, repeat: int, updates: int, overrides: tuple[str, ...], keep: Path | None, **own: int
+            as_json: bool, repeat: int, updates: int, overrides: tuple[str, ...], keep: Path | None, **own: Any
         ) -> int:
             return command(Options(as_json, repeat, updates, overrides, keep), **own)
 
@@ -165,6 +165,30 @@ def _node(as_json: bool, repeat: int, megabytes: int, ranks: int) -> int:
 
     options = Options(as_json, repeat, 0, (), None)
     return options.report(lambda launcher: measure(launcher, repeat, megabytes, ranks))
+
+
+@bench.command("engine", short_help="Whole jobs against trainers alone, and rank zero's time an update.")
+@_shared(updates=60_000, repeat=3)
+@workers_option
+@click.option(
+    "--cases",
+    default="cnn,mlp,tiny-sync,tiny-buffered,tiny-fedasync",
+    show_default=True,
+    metavar="LIST",
+    help="Kinds of jobs, with commas.",
+)
+def _engine(options: Options, workers: int, cases: str) -> int:
+    """Compare whole jobs with as many trainers alone, which train the same groups and talk to nobody.
+
+    A job of `cnn` has a twentieth of --updates, one of `mlp` a seventh.
+    """
+    from fedsim.bench.engine import CASES, measure
+
+    names = cases.split(",")
+    for name in names:
+        if name not in CASES:
+            raise click.BadParameter(f"{name!r}; allowed: {', '.join(CASES)}", param_hint="--cases")
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, workers, names))
 
 
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")

@@ -58,9 +58,9 @@ class Launcher:
         """
         out, peaks = self.folder / name, self.folder / f"{name}-peaks"
         peaks.mkdir()
-        program = [sys.executable, "-m", "fedsim.bench.rank", "run", str(self._written(name, config))]
+        program = [sys.executable, "-m", "fedsim.bench.rank", "run", str(self.written(name, config))]
         words = [*self.mpirun, "-n", str(n_workers + 1), *program, "--out", str(out), "--quiet", *self._sets()]
-        self._call(name, words, {PEAKS: str(peaks), **(extra or {})})
+        self.call(name, words, {PEAKS: str(peaks), **(extra or {})})
         run = open_run(out)
         if run.status != "done":
             raise LaunchError(f"{name}: the run ended as {run.status}, not as done")
@@ -69,17 +69,18 @@ class Launcher:
     def program(self, name: str, words: Sequence[str], n_ranks: int) -> str:
         """What a program of ours, the Python's `words` and the path of a file, leaves in that file on so many ranks."""
         path = self.folder / f"{name}.out"
-        self._call(name, [*self.mpirun, "-n", str(n_ranks), sys.executable, *words, str(path)], {})
+        self.call(name, [*self.mpirun, "-n", str(n_ranks), sys.executable, *words, str(path)], {})
         return path.read_text(encoding="utf-8")
 
     def check_s(self, name: str, config: Mapping[str, Any]) -> float:
         """Wall seconds that `fedsim check` takes, from its start to its end."""
-        words = [sys.executable, "-m", "fedsim", "check", str(self._written(name, config)), *self._sets()]
+        words = [sys.executable, "-m", "fedsim", "check", str(self.written(name, config)), *self._sets()]
         start_s = time.perf_counter()
-        self._call(name, words, {})
+        self.call(name, words, {})
         return time.perf_counter() - start_s
 
-    def _written(self, name: str, config: Mapping[str, Any]) -> Path:
+    def written(self, name: str, config: Mapping[str, Any]) -> Path:
+        """The file of a configuration, which takes the name."""
         path = self.folder / f"{name}.yaml"
         path.write_text(yamltree.dump({"name": name, **config}), encoding="utf-8")
         return path
@@ -87,7 +88,7 @@ class Launcher:
     def _sets(self) -> list[str]:
         return [word for override in self.overrides for word in ("--set", override)]
 
-    def _call(self, name: str, words: Sequence[str], extra: Mapping[str, str]) -> None:
+    def call(self, name: str, words: Sequence[str], extra: Mapping[str, str]) -> None:
         """Returns when the command has ended well. It has a session of its own, so that all of it can be ended."""
         log = self.folder / f"{name}.log"
         with log.open("wb") as file:

@@ -19,6 +19,7 @@ from mpi4py import MPI
 from fedsim.comm import wire
 from fedsim.comm.losses import Abandoned, Orphaned, is_death
 from fedsim.comm.openmpi import stop_yielding
+from fedsim.comm.sleeping import wake_in_time
 from fedsim.comm.transport import (
     NO_VERSION,
     Backoff,
@@ -62,6 +63,7 @@ class Channels(NamedTuple):
         """Duplicates of `comm`; collective, and the last thing that waits inside MPI."""
         channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup())
         stop_yielding()
+        wake_in_time()
         return channels
 
 

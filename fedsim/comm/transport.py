@@ -154,11 +154,12 @@ class WorkerCore(Protocol):
 
 
 class Backoff:
-    """Sleeps between polls that found nothing, doubling to a cap; `reset` after one that found something.
+    """Sleeps between polls that found nothing; `reset` after one that found something.
 
-    The first sleep is an eighth of the time usually slept before something came, at least `floor_s`: so a rank that
-    hears from others every 20 ms does not wake up a dozen times for it, and one that hears from them all the
-    time is there at once. The cap bounds the latency of a rank that was idle for long.
+    The first sleep is half of the time usually slept before something came, and those that follow are a sixteenth of
+    it, until twice as long has been slept; then they double, up to the cap. So a rank that hears from others every 20
+    ms wakes up a few times for it and is there within a millisecond or two, and one that hears from them all the time
+    is there at once. No sleep is below `floor_s`; the cap bounds the latency of a rank that was idle for long.
     """
 
     def __init__(
@@ -175,14 +176,18 @@ class Backoff:
         """Something was found."""
         self._usual_s += 0.25 * (self._slept_s - self._usual_s)
         self._slept_s = 0.0
-        self._next_s = min(max(self._usual_s / 8.0, self._floor_s), self._cap_s)
+        self._next_s = self._bounded(self._usual_s / 2.0)
 
     def sleep(self, at_least_s: float = 0.0) -> None:
         """Nothing was found, and nobody minds if we are away for `at_least_s`."""
         sleep_s = max(self._next_s, at_least_s)
         self._sleep(sleep_s)
         self._slept_s += sleep_s
-        self._next_s = min(2.0 * self._next_s, self._cap_s)
+        is_late = self._slept_s >= 2.0 * self._usual_s
+        self._next_s = self._bounded(2.0 * self._next_s if is_late else self._usual_s / 16.0)
+
+    def _bounded(self, sleep_s: float) -> float:
+        return min(max(sleep_s, self._floor_s), self._cap_s)
 
 
 def empty_rows(n: int, n_parameters: int) -> Float32:

@@ -38,6 +38,7 @@ OPTIONS = {
     "schedule": [*SHARED, "--concurrency"],
     "twin": ["--repeat", "--seconds", "--forecast", "--json"],
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
+    "engine": [*SHARED, "--workers", "--cases"],
     "training": ["--model", "--paths", "--group-size", "--repeat", "--json"],
 }
 
@@ -315,3 +316,15 @@ def test_schedules_without_training_are_timed() -> None:
     assert _targets(found)["10,000,000 clients, peak"] == "at most 2"
     assert [run["clients"] for run in found["runs"]] == [10**4, 10**5, 10**6, 10**7]
     assert all(run["tasks_per_s"] > 0 and run["peak_bytes"] < 2**31 for run in found["runs"])
+
+
+@pytest.mark.mpi
+def test_engine_in_a_tiny_setting() -> None:
+    words = ("--updates", "3000", "--cases", "tiny-sync,tiny-fedasync", "--workers", "1")
+    found = _measured("engine", *words, "--set", "data.clients=300")
+    names = [figure["name"] for figure in found["figures"]]
+    assert names[:3] == ["tiny-sync: trainers alone", "tiny-sync: through the engine", "tiny-sync: share"]
+    share = found["figures"][2]
+    run = found["runs"][0]
+    assert share["median"] == pytest.approx(100 * run["job_per_s"] / run["alone_per_s"]) and 0 < share["median"] < 150
+    assert 1 <= run["group"] <= 64 and run["server_us"] > 1

@@ -104,15 +104,18 @@ def test_nothing_is_done_after_the_end() -> None:
     assert transport.rank(0) == 0 and transport.counters(0) is core.counters
 
 
-def test_backoff_doubles_to_its_cap_and_learns_the_usual_gap() -> None:
+def test_backoff_learns_the_usual_gap_and_doubles_to_its_cap_beyond_it() -> None:
     slept: list[float] = []
     backoff = Backoff(cap_s=1e-3, floor_s=1e-4, sleep=slept.append)
     for _ in range(6):
         backoff.sleep()
     assert slept == pytest.approx([1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 1e-3])
-    backoff.reset()  # 3.5 ms were slept: a quarter of it is the usual gap so far, an eighth of that the next sleep
-    backoff.sleep()
-    assert slept[-1] == pytest.approx(3.5e-3 / 4 / 8)
+    backoff.reset()  # 3.5 ms were slept: a quarter of it is the usual gap so far
+    usual_s, slept[:] = 3.5e-3 / 4, []
+    for _ in range(17):
+        backoff.sleep()
+    assert slept[0] == pytest.approx(usual_s / 2) and slept[1:15] == pytest.approx([1e-4] * 14)
+    assert sum(slept[:14]) < 2 * usual_s <= sum(slept[:15]) and slept[15:] == pytest.approx([2e-4, 4e-4])
     for _ in range(100):  # gaps without any sleep
         backoff.reset()
     backoff.sleep()

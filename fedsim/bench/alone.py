@@ -1,0 +1,79 @@
+"""Trainers alone: what the ranks of a job reach when nobody but they themselves tell them what to train.
+
+Started by `fedsim bench engine` as `mpirun -n W python -m fedsim.bench.alone CONFIG SECONDS OUT`. Each rank trains
+groups of the configured size from the initial model, the clients in turn, and writes how many updates a second it did.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fedsim import configfile, training
+from fedsim.engine.plan import Plan, plan
+from fedsim.types import Float32, Task
+
+_LEAST_GROUPS = 8
+
+
+def updates_per_s(made: Plan, rank: int, n_ranks: int, seconds: float) -> float:
+    """Updates a second of one trainer on this machine, once all its clients' data is warm."""
+    import torch
+
+    torch.set_num_threads(made.config.threads)
+    trainer = training.build(
+        made.config,
+        made.population,
+        made.module,
+        payload=made.rule.payload,
+        device=torch.device("cpu"),
+        worker=rank,
+        clock=time.monotonic,
+    )
+    groups = _groups(made, rank, n_ranks)
+    out_GP: Float32 = np.empty((made.group_size, made.layout.n_parameters), np.float32)
+
+    def train(group: list[Task]) -> None:
+        trainer.train(group, lambda version: made.initial_P, out_GP[: len(group)], lambda: None)
+
+    for group in groups:
+        train(group)
+    n_done, start_s = 0, time.monotonic()
+    while (now_s := time.monotonic()) < start_s + seconds or n_done == 0:
+        train(groups[n_done % len(groups)])
+        n_done += 1
+    return n_done * made.group_size / (max(now_s, time.monotonic()) - start_s)
+
+
+def _groups(made: Plan, rank: int, n_ranks: int) -> list[list[Task]]:
+    """Groups of the configured size of this rank's clients."""
+    clients = np.arange(rank, min(made.population.n_clients, n_ranks * max(256, made.group_size)), n_ranks)
+    clients = np.resize(clients, max(_LEAST_GROUPS, -(-clients.size // made.group_size)) * made.group_size)
+    work, sizes = made.work(), made.population.n_samples(clients).tolist()
+    nan = float("nan")
+    tasks = [
+        Task(i, client, 0, size, work.n_steps(size), 0, work.learning_rate(0), *(nan,) * 6, False, True)
+        for i, (client, size) in enumerate(zip(clients.tolist(), sizes, strict=True))
+    ]
+    return [tasks[i : i + made.group_size] for i in range(0, len(tasks), made.group_size)]
+
+
+def main() -> None:
+    """Trains between two barriers, and leaves the result in a file of this rank's own."""
+    from mpi4py import MPI
+
+    config, seconds, out, *overrides = sys.argv[1:]
+    comm = MPI.COMM_WORLD
+    made = plan(configfile.load(Path(config), overrides), Path(config).parent)
+    comm.Barrier()
+    rate = updates_per_s(made, comm.rank, comm.size, float(seconds))
+    Path(f"{out}-{comm.rank}.json").write_text(json.dumps(rate), encoding="utf-8")
+    comm.Barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,11 +6,18 @@ maps has two slots at least. Shapes: `B` batch, `g` slots, `C` channels, `O` out
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsim.training.fused import pooling
+from fedsim.training.fused.graph import Node
 from fedsim.training.fused.values import Context, Form, Memory, Value
 
 _aten = torch.ops.aten
@@ -85,6 +92,72 @@ class MaxPool2d:
             x.grad.copy_(dx)
         else:
             x.grad = dx
+
+
+class Rectified(nn.MaxPool2d):
+    """Max-pooling of max(x, 0): what a ReLU and the pool that alone reads it become."""
+
+
+def joined(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes, each ReLU that one max-pool alone reads taken into the pool; nothing is left in its place."""
+    result = list(nodes)
+    for i, node in enumerate(nodes, 1):
+        readers = [j for j, other in enumerate(nodes) if i in other.inputs]
+        if type(node.layer) is nn.ReLU and len(readers) == 1 and type(pool := nodes[readers[0]].layer) is nn.MaxPool2d:
+            if math.prod(pair(pool.kernel_size)) > pooling.MOST:
+                continue
+            layer = Rectified(pool.kernel_size, pool.stride, pool.padding, pool.dilation, ceil_mode=pool.ceil_mode)
+            result[i - 1] = replace(node, layer=nn.Identity())
+            result[readers[0]] = replace(nodes[readers[0]], layer=layer)
+    return result
+
+
+class RectifiedMaxPool2d:
+    """`Rectified` on the host; see `fedsim.training.fused.pooling`."""
+
+    def __init__(self, ctx: Context, name: str, layer: Rectified, x: Value, out_shape: tuple[int, ...]) -> None:
+        self._x = x.m
+        self._windows = pooling.Windows(
+            *(_two(n) for n in (layer.kernel_size, layer.stride, layer.padding, layer.dilation))
+        )
+        own = ctx.new(name, Form.MAPS, out_shape, needs_grad=False)
+        self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=x.m.needs_grad, is_fixed=False))
+        self._y, self._t, self._y_BHWC = self.y.m, own.m.t, _rows(own.m.t)
+        self._which_BHWC = np.zeros(self._y_BHWC.shape, np.uint8)
+        self._dx = x.m.grad if x.m.is_fixed and x.m.needs_grad else None
+        if self._dx is None and x.m.needs_grad:
+            self._dx = ctx.new(f"{name} in", Form.MAPS, x.shape, needs_grad=False).m.t
+        self._is_2x2 = self._windows == ((2, 2), (2, 2), (0, 0), (1, 1)) and x.shape[1:] == tuple(
+            2 * n for n in out_shape[1:]
+        )
+
+    def forward(self) -> None:
+        x_BHWC, self._y.t = _rows(self._x.t), self._t
+        if self._is_2x2:
+            pooling.forward_2x2(x_BHWC, self._y_BHWC, self._which_BHWC)
+        else:
+            pooling.forward(x_BHWC, self._y_BHWC, self._which_BHWC, self._windows, True)
+
+    def backward(self) -> None:
+        if self._dx is None:
+            return
+        dy_BHWC, dx_BHWC = _rows(self._y.grad), _rows(self._dx)
+        if self._is_2x2:
+            pooling.backward_2x2(dy_BHWC, self._which_BHWC, dx_BHWC)
+        else:
+            pooling.backward(dy_BHWC, self._which_BHWC, dx_BHWC, self._windows)
+        self._x.grad = self._dx
+
+
+def _rows(maps: Tensor) -> NDArray[Any]:
+    """Maps as an array (B, H, W, C): the same memory where channels are last."""
+    rows: NDArray[Any] = maps.permute(0, 2, 3, 1).contiguous().numpy()
+    return rows
+
+
+def _two(size: int | tuple[int, ...]) -> tuple[int, int]:
+    height, width = pair(size)
+    return height, width
 
 
 def pair(size: int | tuple[int, ...]) -> list[int]:

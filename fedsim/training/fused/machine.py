@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
-from fedsim.training.fused import ahead, program
+from fedsim.training.fused import ahead, convolution, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
 from fedsim.training.fused.values import Arena, Context
@@ -63,7 +63,8 @@ class FusedMachine(SlabMachine):
         has_linear: bool = False,
         is_fixed: bool = False,
     ) -> None:
-        self._nodes = plan(module, sample_shape, loss)
+        nodes = plan(module, sample_shape, loss)
+        self._nodes = convolution.joined(nodes) if device.type == "cpu" else nodes
         layout, min_slots = Layout.of(module), 2 if program.has_maps(self._nodes) else 1
         on_host = device.type == "cpu" and not is_fixed
         first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=on_host)

@@ -105,7 +105,11 @@ def _build_conv(ctx: Context, name: str, node: Node, inputs: Sequence[Value], bu
 def _build_max_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     assert isinstance(node.layer, nn.MaxPool2d)
     x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
-    layer = convolution.MaxPool2d(ctx, node.layer, x, node.shape)
+    layer: convolution.MaxPool2d | convolution.RectifiedMaxPool2d
+    if isinstance(node.layer, convolution.Rectified):
+        layer = convolution.RectifiedMaxPool2d(ctx, name, node.layer, x, node.shape)
+    else:
+        layer = convolution.MaxPool2d(ctx, node.layer, x, node.shape)
     built.append(layer)
     return layer.y
 
@@ -203,6 +207,7 @@ _BUILDERS: dict[type[nn.Module], Builder] = {
     nn.Linear: _build_linear,
     nn.Conv2d: _build_conv,
     nn.MaxPool2d: _build_max_pool,
+    convolution.Rectified: _build_max_pool,
     nn.AvgPool2d: _build_average_pool,
     nn.AdaptiveAvgPool2d: _build_average_pool,
     nn.AdaptiveMaxPool2d: _build_adaptive_max_pool,

@@ -7,7 +7,7 @@ compares it runs in turn (A B A B ...) and judges by the ratios of neighbours, b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,10 @@ def _shared(updates: int, repeat: int) -> Callable[[Callable[..., int]], Callabl
 
     return decorate
 
+
+TRAINED = ("tiny", "narrow", "mlp", "wide", "cnn", "wide-cnn")
+PATHS = ("loop", "fused", "stacked")
+STEPS = ("sgd", "momentum", "adam")
 
 workers_option = _count("--workers", 2, 1, "Workers beside rank zero.")
 
@@ -192,9 +196,7 @@ def _engine(options: Options, workers: int, cases: str) -> int:
 
 
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")
-@click.option(
-    "--model", type=click.Choice(["tiny", "mlp", "cnn"]), default="tiny", show_default=True, help="What is trained."
-)
+@click.option("--model", type=click.Choice(TRAINED), default="tiny", show_default=True, help="What is trained.")
 @click.option(
     "--paths", default="loop,stacked,fused", show_default=True, metavar="LIST", help="Paths to compare, with commas."
 )
@@ -202,13 +204,50 @@ def _engine(options: Options, workers: int, cases: str) -> int:
     "--group-size", type=click.IntRange(1), metavar="N", help="Clients a group, instead of the rule's number."
 )
 @click.option(
+    "--ranks", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes side by side."
+)
+@click.option(
     "--repeat", type=click.IntRange(1), default=7, show_default=True, metavar="N", help="Rounds; medians count."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def _training(model: str, paths: str, group_size: int | None, repeat: int, as_json: bool) -> int:
-    """Compare the training paths with a plain PyTorch loop and with the machine's product rate, on one core."""
+def _training(model: str, paths: str, group_size: int | None, ranks: int, repeat: int, as_json: bool) -> int:
+    """Compare the training paths with a plain PyTorch loop and with the machine's product rate, on one core.
+
+    With --ranks, as many processes do the same at the same time, without messages; what they reach together counts.
+    """
     from fedsim.bench.training import measure
 
-    report = measure(model, paths.split(","), repeat, group_size)
+    report = measure(model, _listed(paths, PATHS, "--paths"), repeat, group_size, ranks)
     click.echo(report.json() if as_json else report.text())
     return EXIT_DONE
+
+
+@bench.command("groups", short_help="The rule's group size against all others.")
+@click.option(
+    "--models", default="tiny,narrow,mlp,wide,cnn", show_default=True, metavar="LIST", help="Models, with commas."
+)
+@click.option("--paths", default="fused", show_default=True, metavar="LIST", help="Paths: fused, stacked.")
+@click.option("--optimizers", default="sgd,momentum", show_default=True, metavar="LIST", help="With commas; or adam.")
+@click.option(
+    "--repeat", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Rounds; medians count."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def _groups(models: str, paths: str, optimizers: str, repeat: int, as_json: bool) -> int:
+    """Train in groups of 1 to 64 clients, and compare the size that the rule chooses with the best of them."""
+    from fedsim.bench.groups import measure
+    from fedsim.bench.workload import OPTIMIZERS
+
+    variants = dict(zip(STEPS, OPTIMIZERS, strict=True))
+    chosen = [variants[name] for name in _listed(optimizers, STEPS, "--optimizers")]
+    report = measure(_listed(models, TRAINED, "--models"), _listed(paths, PATHS[1:], "--paths"), chosen, repeat)
+    click.echo(report.json() if as_json else report.text())
+    return EXIT_DONE
+
+
+def _listed(text: str, allowed: Sequence[str], option: str) -> list[str]:
+    """The names of a list with commas."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise click.BadParameter(f"'{unknown[0]}' is not one of {', '.join(allowed)}", param_hint=option)
+    return names

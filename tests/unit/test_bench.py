@@ -39,7 +39,8 @@ OPTIONS = {
     "twin": ["--repeat", "--seconds", "--forecast", "--json"],
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
     "engine": [*SHARED, "--workers", "--cases"],
-    "training": ["--model", "--paths", "--group-size", "--repeat", "--json"],
+    "training": ["--model", "--paths", "--group-size", "--ranks", "--repeat", "--json"],
+    "groups": ["--models", "--paths", "--optimizers", "--repeat", "--json"],
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,10 +32,10 @@ def measure(names: Sequence[str], paths: Sequence[str], variants: Sequence[str],
     for model, path, variant in _each(names, paths, variants):
         rule = rule_of(model, variant, path)
         chosen = {f"{size}": (path, size) for size in sorted({*SIZES, rule})}
-        found, _ = rounds(Contest(model, variant, False, chosen, repeat))
+        found, _ = rounds(Contest(model, variant, False, chosen, repeat), clock=time.process_time)
         runs += [{"model": model, "path": path, "variant": variant, "rule": rule, **one} for one in found]
         figures.append(nearness(f"{model}, {path}, {variant}", rule, found))
-    what = "updates/s in groups of the size that the rule chooses, over those of the best size"
+    what = "updates a second of processor time in groups of the size that the rule chooses, over those of the best size"
     return Report("groups", this_machine(), what, settings, figures, runs)
 
 

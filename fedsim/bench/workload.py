@@ -84,7 +84,7 @@ class PlainLoop:
         self._base_P = torch.nn.utils.parameters_to_vector(self._parameters).detach().clone()
         self._sum_P = torch.zeros_like(self._base_P)
         self._variant = variant
-        self._orders = torch.Generator()
+        self._orders = seeding.generator(1, seeding.Purpose.DATA_SAMPLES)  # one for all: it is made only once
 
     def train(self, clients: Sequence[int]) -> None:
         """One task of each client."""
@@ -107,7 +107,7 @@ class PlainLoop:
     def _fit(self, optimizer: torch.optim.Optimizer, client: int) -> None:
         x_N, y_N = self._x[client], self._y[client]
         if self._variant != VARIANTS[0]:
-            order = torch.randperm(N_SAMPLES, generator=self._orders)
+            order = torch.from_numpy(self._orders.permutation(N_SAMPLES))
             x_N, y_N = x_N[order], y_N[order]
         for first in range(0, N_SAMPLES, BATCH):
             optimizer.zero_grad()

@@ -108,6 +108,7 @@ from fedsim.config.staleness import (
 )
 from fedsim.config.training import (
     AdamOptimizer,
+    AflCsObjective,
     DecayConfig,
     LossKind,
     ObjectiveConfig,
@@ -122,6 +123,7 @@ __all__ = [
     "AceDelayAwareRule",
     "AceRule",
     "AdamOptimizer",
+    "AflCsObjective",
     "AflCsRule",
     "AggregationConfig",
     "AlwaysAvailable",

@@ -53,7 +53,16 @@ class ProximalObjective(Section):
     mu: NonNegative
 
 
-ObjectiveConfig = Annotated[PlainObjective | ProximalObjective, Field(discriminator="kind")]
+class AflCsObjective(Section):
+    """Adds lambda ||w_l - w_base,l|| and c_s times a penalty of unlike ways, a weight tensor (Yan et al. 2023)."""
+
+    kind: Literal["afl-cs"]
+    penalty: Literal["directions", "weights", "released", "none"] = "directions"
+    norm_weight: NonNegative = 0.005
+    similarity_weight: NonNegative = 0.005
+
+
+ObjectiveConfig = Annotated[PlainObjective | ProximalObjective | AflCsObjective, Field(discriminator="kind")]
 
 
 LossKind = Literal["auto", "cross-entropy", "binary-cross-entropy", "mse", "cox"]

@@ -17,6 +17,7 @@ import numpy as np
 from fedsim import aggregation, models, population
 from fedsim.aggregation import Facts
 from fedsim.config import (
+    AflCsObjective,
     AsyncSchedule,
     BufferedSchedule,
     FedAtRule,
@@ -195,6 +196,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     members = _members(config, people)
     n_eligible = people.n_clients if members is None else int(members.size)
     _check_schedule(config, n_eligible)
+    _check_objective(config)
     loss = loss_of(config, people)
     _check_target(config, loss.metric_names)
     kind = loss_kind(config, people)
@@ -353,6 +355,15 @@ def _check_schedule(config: RunConfig, n: int) -> None:
     too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer
     if too_few and config.stop.versions is None:
         raise ConfigError(f"schedule.buffer is above stop.updates ({n_updates}): no version would be made")
+
+
+def _check_objective(config: RunConfig) -> None:
+    objective = config.training.objective
+    if isinstance(objective, AflCsObjective) and objective.penalty == "directions":
+        raise ConfigError(
+            "training.objective.penalty directions needs the version that each client had before, which clients do not "
+            "keep yet; weights, released and none are there"
+        )
 
 
 def _check_time(config: RunConfig, devices: Devices) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fedsim.config import AdamOptimizer, ProximalObjective, RunConfig, TrainingConfig
+from fedsim.config import AdamOptimizer, PlainObjective, RunConfig, TrainingConfig
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.training.fused import machine, program
@@ -148,9 +148,9 @@ def ahead_client_bytes(
 
 def _n_slabs(training: TrainingConfig) -> int:
     """How many numbers a parameter has: see `fedsim.training.fused.optimizers`."""
-    optimizer, is_proximal = training.optimizer, isinstance(training.objective, ProximalObjective)
+    optimizer, has_base = training.optimizer, not isinstance(training.objective, PlainObjective)
     if isinstance(optimizer, AdamOptimizer):
-        return 5 + is_proximal
-    if training.clip_norm is None and not is_proximal and (optimizer.momentum or not optimizer.weight_decay):
+        return 5 + has_base
+    if training.clip_norm is None and not has_base and (optimizer.momentum or not optimizer.weight_decay):
         return 2 if optimizer.momentum else 1
-    return 3 + bool(optimizer.momentum) + is_proximal
+    return 3 + bool(optimizer.momentum) + has_base

@@ -66,7 +66,8 @@ class LoopTrainer:
         self._parameters = [p for p in self._weights.parameters if p.requires_grad]
         self._optimizer = optimizers.build(self._training.optimizer, self._parameters)
         self._objective = objectives.objective(self._training.objective, self._parameters)
-        self._linear = objectives.Linear(self._parameters) if has_linear else None
+        is_own = isinstance(self._objective, objectives.AflCs)  # which reads the task's vector itself
+        self._linear = objectives.Linear(self._parameters) if has_linear and not is_own else None
         self._noise = noise.find(module, population.sample_shape)
         self._masks = noise.TaskMasks(self._training.batch_size, device)
 
@@ -82,11 +83,17 @@ class LoopTrainer:
         assert out_GP.shape == (len(tasks), self._weights.layout.n_parameters)
         reports = []
         for i, task in enumerate(tasks):
-            if self._linear is not None:
-                assert linear_GP is not None
-                self._linear.start(self._weights.split(linear_GP[i]))
+            if linear_GP is not None:
+                self._take(self._weights.split(linear_GP[i]))
             reports.append(self._train_task(task, base_of(task.base_version), out_GP[i], progress))
         return reports
+
+    def _take(self, vectors: Sequence[Tensor]) -> None:
+        """Hands the task's own vector, a tensor a parameter, to whoever makes something of it."""
+        if isinstance(self._objective, objectives.AflCs):
+            self._objective.take(vectors)
+        elif self._linear is not None:
+            self._linear.start(vectors)
 
     def _train_task(self, task: Task, base_P: Float32, out_P: Float32, progress: Callable[[], None]) -> TaskReport:
         start_s = self._clock()

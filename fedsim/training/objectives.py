@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.config import LossKind, ObjectiveConfig, RunConfig
+from fedsim.config import (
+    AflCsObjective,
+    LossKind,
+    ObjectiveConfig,
+    PlainObjective,
+    ProximalObjective,
+    RunConfig,
+)
 from fedsim.errors import ConfigError
 from fedsim.models import n_outputs
 from fedsim.training.tallies import Means, Survival, Tally
@@ -234,6 +241,79 @@ class Proximal:
                 parameter.grad.add_((parameter.detach() - base).mul_(self._mu))
 
 
+LEAST_MOVE = 1e-6  # of a layer's norm: below it there is no direction in which the model moved
+
+
+class AflCs:
+    """Adds lambda ||d_l|| + c_s penalty_l for each weight tensor l (two dimensions or more), with d_l = w_l - w_base,l.
+
+    `weights`: penalty_l = 1 - cos(w_l, w_base,l). `released`: 1 + cos, the sign in the released code, which pushes
+    similarity down. `directions`, with g_l the way that the model went since the client had it last:
+    1 - <d, g> / (||g|| max(||d||, ||g||)), nothing in a client's first task and where ||g_l|| < 1e-6 ||w_l||.
+    The norm is not squared; its gradient at d = 0, where every task starts, is taken as 0, and so is that of a cosine
+    with zeros. The max bounds the gradient by 1/||g||: that of a plain cosine grows without end towards d = 0.
+    Reference: Yan, Jiang, Chen, Gao, Liu, "AFL-CS", ICPADS 2023, the local objective; `directions` is reconstructed
+    from its wording. The gradients are written down, not differentiated.
+    """
+
+    def __init__(self, config: AflCsObjective, parameters: Sequence[Tensor]) -> None:
+        self._config = config
+        self._is_weight = [parameter.dim() > 1 for parameter in parameters]
+        self._parameters = [parameter for parameter in parameters if parameter.dim() > 1]
+        self._base = [torch.empty_like(parameter) for parameter in self._parameters]
+        self._ways: Sequence[Tensor | None] = [None] * len(self._parameters)
+
+    def take(self, ways: Sequence[Tensor]) -> None:
+        """Takes the way that the model went since the client had it last: a tensor a parameter."""
+        self._ways = [way for way, is_weight in zip(ways, self._is_weight, strict=True) if is_weight]
+
+    def start(self) -> None:
+        for base, parameter in zip(self._base, self._parameters, strict=True):
+            base.copy_(parameter.detach())
+
+    def add_gradient(self) -> None:
+        for base, way, parameter in zip(self._base, self._ways, self._parameters, strict=True):
+            if parameter.grad is not None:
+                weight = parameter.detach()
+                parameter.grad.add_(_unit(weight - base), alpha=self._config.norm_weight)
+                slope = self._slope(weight, base, way)
+                if slope is not None:
+                    parameter.grad.add_(slope, alpha=self._config.similarity_weight)
+
+    def _slope(self, weight: Tensor, base: Tensor, way: Tensor | None) -> Tensor | None:
+        """The gradient of penalty_l; None where it is 0."""
+        if self._config.penalty == "none":
+            return None
+        if self._config.penalty == "directions":
+            assert way is not None
+            return _slope_of_way(weight, weight - base, way)
+        sign = -1.0 if self._config.penalty == "weights" else 1.0
+        length, base_length = weight.norm(), base.norm()
+        if not length > 0.0 or not base_length > 0.0:
+            return None
+        cosine = (weight * base).sum() / (length * base_length)
+        slope: Tensor = (base / (length * base_length) - weight * (cosine / length.square())) * sign
+        return slope
+
+
+def _unit(difference: Tensor) -> Tensor:
+    length = difference.norm()
+    return difference / length if length > 0.0 else difference
+
+
+def _slope_of_way(weight: Tensor, difference: Tensor, way: Tensor) -> Tensor | None:
+    """The gradient of 1 - <d, g> / (||g|| max(||d||, ||g||)); None where g is too short to have a direction."""
+    length, way_length = difference.norm(), way.norm()
+    if not way_length > 0.0 or way_length < LEAST_MOVE * weight.norm():
+        return None
+    if length <= way_length:
+        slope: Tensor = way / -way_length.square()
+        return slope
+    product = (difference * way).sum()
+    slope = difference * (product / (way_length * length**3)) - way / (way_length * length)
+    return slope
+
+
 class Linear:
     """Adds a vector of each task's own, the slope of a linear term, such as a control variate."""
 
@@ -254,4 +334,10 @@ class Linear:
 
 def objective(config: ObjectiveConfig, parameters: Sequence[Tensor]) -> Objective:
     """The objective of a configuration, for parameters that are trained in place."""
-    return Proximal(config.mu, parameters) if config.kind == "proximal" else Plain()
+    match config:
+        case ProximalObjective():
+            return Proximal(config.mu, parameters)
+        case AflCsObjective():
+            return AflCs(config, parameters)
+        case PlainObjective():
+            return Plain()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.config import ProximalObjective, SgdOptimizer, TrainingConfig
+from fedsim.config import PlainObjective, SgdOptimizer, TrainingConfig
 from fedsim.training.fused.graph import Node
 from fedsim.training.fused.memory import Places, Slab, padded
 from fedsim.training.fused.values import Context, Form, Value
@@ -59,7 +59,7 @@ def block_steps(training: TrainingConfig, node: Node | None, *, has_linear: bool
     The samples' products with each other cost K B / 2 O of the others: a quarter at most.
     """
     optimizer = training.optimizer
-    is_bare = training.clip_norm is None and not isinstance(training.objective, ProximalObjective) and not has_linear
+    is_bare = training.clip_norm is None and isinstance(training.objective, PlainObjective) and not has_linear
     if node is None or not is_bare or not isinstance(optimizer, SgdOptimizer):
         return 0
     assert isinstance(node.layer, nn.Linear)

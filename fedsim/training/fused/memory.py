@@ -56,6 +56,7 @@ class Places:
 
     def __init__(self, layout: Layout, in_rows: Sequence[str], names: Sequence[str] | None = None) -> None:
         self.by_name: dict[str, Place] = {}
+        self.matrices = [i for i, shape in enumerate(layout.shapes) if len(shape) > 1]  # weights, by their number
         for name, shape, source in zip(layout.names, layout.shapes, layout.offsets, strict=True):
             if names is not None and name not in names:
                 continue
@@ -75,6 +76,7 @@ class Slab:
 
     def __init__(self, places: Places, n_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.places = places
+        self.matrices = places.matrices
         self.n_slots = n_slots
         self._dtype, self._device = dtype, device
         self._flat = {

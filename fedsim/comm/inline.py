@@ -10,8 +10,8 @@ from fedsim.errors import FedsimError
 from fedsim.types import Float32
 
 
-def _no_progress() -> None:
-    return None
+class _LeftOff(BaseException):
+    """A training that nobody waits for any more."""
 
 
 class InlineTransport:
@@ -19,8 +19,10 @@ class InlineTransport:
 
     n_workers = 1
 
-    def __init__(self, worker: WorkerCore) -> None:
+    def __init__(self, worker: WorkerCore, leave_off: Callable[[], bool] = lambda: False) -> None:
+        """`leave_off` says, between steps of training, that nobody waits for it any more."""
         self._worker = worker
+        self._leave_off = leave_off
         self._jobs: deque[Callable[[], Message]] = deque()
 
     def rank(self, worker: int) -> int:
@@ -37,7 +39,7 @@ class InlineTransport:
         if command.evaluate != NO_VERSION:
             self._jobs.append(lambda: core.evaluate(command.evaluate))
         if command.tasks:
-            self._jobs.append(lambda: core.train(command.tasks, command.send, _no_progress))
+            self._jobs.append(lambda: core.train(command.tasks, command.send, self._progress))
 
     def poll(self) -> Sequence[Message]:
         if not self._jobs:
@@ -47,7 +49,14 @@ class InlineTransport:
             message = job()
         except FedsimError as error:
             return (self._worker.failure(error),)
+        except _LeftOff:
+            self._jobs.append(job)  # behind what may still be waited for
+            return ()
         return (*message.failed, message) if isinstance(message, Trained) else (message,)
+
+    def _progress(self) -> None:
+        if self._leave_off():
+            raise _LeftOff
 
     def counters(self, worker: int) -> Counters:
         return self._worker.counters

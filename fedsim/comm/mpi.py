@@ -86,6 +86,10 @@ def _irecv(comm: MPI.Intracomm, flat: Any, rank: int) -> list[MPI.Request]:
     return [comm.Irecv(piece, source=rank) for piece in _pieces(flat)]
 
 
+class SentHome(BaseException):
+    """The server said stop in the middle of a training."""
+
+
 class Outbox:
     """Sends under way, oldest first, each with the memory it needs until it is done."""
 
@@ -313,6 +317,12 @@ class WorkerChannel:
                 raise Orphaned from error
             raise
 
+    def _progress_in_training(self) -> None:
+        """`_progress`; leaves a training that nobody waits for any more."""
+        self._progress()
+        if self._stopped:
+            raise SentHome
+
     def _take(self, command: Command) -> None:
         if command.stop:
             self._stopped = True
@@ -355,6 +365,8 @@ class WorkerChannel:
         self._await_versions(command)
         try:
             self._do(command)
+        except SentHome:
+            return
         except MPI.Exception:
             raise
         except Exception as error:  # reported to the server, which decides
@@ -372,7 +384,7 @@ class WorkerChannel:
             table = wire.evaluation_table(evaluated.rows)
             self._reply(wire.encode_evaluated(evaluated, core.counters), table)
         if command.tasks:
-            trained = core.train(command.tasks, command.send, self._progress)
+            trained = core.train(command.tasks, command.send, self._progress_in_training)
             for failed in trained.failed:
                 self._reply(wire.encode_failed(failed, core.counters))
             self._reply(wire.encode_trained(trained, core.counters), trained.rows)

@@ -5,7 +5,6 @@ Without MPI one process is both; the loop is the same.
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from fedsim import configfile, yamltree
 from fedsim.comm import faults
 from fedsim.comm.faults import Trouble
 from fedsim.config import RunConfig, StopConfig
-from fedsim.engine import resume
+from fedsim.engine import attempts, resume
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.evaluations import Evaluations
@@ -27,12 +26,13 @@ from fedsim.engine.losses import Leniency, Report
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.resume import Found, Resumption
-from fedsim.engine.server import EventSource, Pulse, Server, Watcher
+from fedsim.engine.server import EventSource, Server, Watcher
 from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.worker import Worker
 from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, StalledError
+from fedsim.record.join import join
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
 
@@ -45,19 +45,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 30.0
+_FAREWELL_S = 2.0  # for the record's end and the process's own
 
 
 @dataclass(frozen=True)
 class Ending:
     """How a run ended: its status, where its record lies, and the error that ended it, if one did.
 
-    `is_kept`: a checkpoint of its end is on the disk. `was_over`: it was to be resumed, and had ended before.
+    `is_kept`: a checkpoint of its end is on the disk. `is_stuck`: some ranks did not end in
+    time. `was_over`: it was to be resumed, and had ended before.
     """
 
     status: str
     folder: Path
     error: FedsimError | None = None
     is_kept: bool = False
+    is_stuck: bool = False
     was_over: bool = False
 
 
@@ -278,7 +281,8 @@ def _begin(attempt: _Attempt, made: Plan, here: _Here, caller: Caller) -> _Begun
     else:
         resumption = resume.take_up(attempt.found, made)
     path = attempt.folder / attempt_name(0 if attempt.found is None else attempt.found.attempt)
-    provenance, layout = _provenance(made, here, caller, attempt.found), _record_plan(made, resumption)
+    provenance = attempts.provenance_of(made, here.statements, caller, attempt.found)
+    layout = attempts.record_plan(made, resumption)
     return _Begun(RecordWriter(path, provenance, layout, made.config.record.flush_s), resumption)
 
 
@@ -311,7 +315,7 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
-        transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock))
+        transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock), caller.stop_requested)
         return _serve(made, begun, attempt, caller, transport, clock)
     from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
 
@@ -363,33 +367,69 @@ def _serve(
     clock: Callable[[], float],
 ) -> Ending:
     """Rank zero: the record, the server, and the end of both, whatever happens."""
-    from fedsim.record.join import join
-
     assert begun is not None
     folder, record = attempt.folder, begun.record
     server, vitals, keeper = _server(made, attempt, caller, transport, begun, clock)
-    status, error = "failed", None
+    status, error, is_stuck = "failed", None, False
     try:
-        with _closing(transport):
+        with _closing(transport, lambda: _patience_s(made, server, clock)):
             _restore(server, keeper, made, begun.resumption)
             status = server.run(replaying=attempt.recorded is not None)
-            keeper.finish()
     except FedsimError as ended:
-        status, error = _status_of(ended), ended
-        if isinstance(ended, LostError):
-            keeper.finish()
-        record.append("failures", (clock(), *ended.where, type(ended).__name__, str(ended)))
-    vitals.write(clock())
-    record.close(status, _totals(made, server.pulse, clock()), server.weights())
+        is_stuck = status == "stopped"  # the run has ended; its ranks have not
+        if not is_stuck:
+            status, error = _status_of(ended), ended
+    error = _kept(server, keeper, error)
+    status = "failed" if error is not None and status in ("done", "stopped") else status
+    in_haste = server.stopped_s is not None
+    with _first_error(error) as ending:
+        if error is not None:
+            record.append("failures", (clock(), *error.where, type(error).__name__, str(error)))
+        vitals.write(clock())
+        record.close(status, attempts.totals(server.pulse, clock()), server.weights())
+        if not in_haste:
+            join(folder)
     server.close()
-    join(folder)
-    return Ending(status, folder, error, is_kept=status in ("stopped", "lost") and attempt.recorded is None)
+    is_kept = status in ("stopped", "lost") and attempt.recorded is None
+    return Ending(status, folder, ending.error, is_kept=is_kept, is_stuck=is_stuck)
+
+
+def _kept(server: Server, keeper: Checkpoints, error: FedsimError | None) -> FedsimError | None:
+    """The run's error, once its last checkpoint is on the disk: that of a run which ended with an error, too."""
+    try:
+        if error is not None and not isinstance(error, RecordError):
+            server.keep_last()
+        keeper.finish()
+    except RecordError as failed:
+        return error or failed
+    return error
+
+
+@dataclass
+class _Errors:
+    error: FedsimError | None
+
+
+@contextmanager
+def _first_error(error: FedsimError | None) -> Iterator[_Errors]:
+    """What is done at the end of a record, which a full disk can prevent: the first error counts."""
+    errors = _Errors(error)
+    try:
+        yield errors
+    except RecordError as failed:
+        errors.error = error or failed
+
+
+def _patience_s(made: Plan, server: Server, clock: Callable[[], float]) -> float | None:
+    """How long the workers may take to end: what is left of the time in which a signal has to be answered."""
+    if server.stopped_s is None:
+        return None
+    return max(1.0, made.config.checkpoint.stop_within_s - (clock() - server.stopped_s) - _FAREWELL_S)
 
 
 def _alone(made: Plan, begun: _Begun | None, folder: Path, caller: Caller, clock: Callable[[], float]) -> Ending:
     """The schedule without training: one process, no workers, no model at the end, and no checkpoints."""
     from fedsim.engine.alone import AloneRun
-    from fedsim.record.join import join
 
     assert begun is not None
     record = begun.record
@@ -400,7 +440,7 @@ def _alone(made: Plan, begun: _Begun | None, folder: Path, caller: Caller, clock
     except FedsimError as ended:
         status, error = ("stalled" if isinstance(ended, StalledError) else "failed"), ended
         record.append("failures", (clock(), -1, -1, -1, type(ended).__name__, str(ended)))
-    record.close(status, _totals(made, going.pulse, clock()), None)
+    record.close(status, attempts.totals(going.pulse, clock()), None)
     join(folder)
     return Ending(status, folder, error)
 
@@ -412,14 +452,14 @@ def _status_of(ended: FedsimError) -> str:
 
 
 @contextmanager
-def _closing(transport: Transport) -> Iterator[None]:
+def _closing(transport: Transport, patience_s: Callable[[], float | None]) -> Iterator[None]:
     """Stops the workers, also when rank zero failed; a bug is left to the caller, who ends all ranks."""
     try:
         yield
     except FedsimError:
         transport.close(_CLOSE_TIMEOUT_S)
         raise
-    transport.close(None)
+    transport.close(patience_s())
 
 
 def _restore(server: Server, keeper: Checkpoints, made: Plan, resumption: Resumption | None) -> None:
@@ -487,77 +527,6 @@ def _reporter(record: RecordWriter, transport: Transport, clock: Callable[[], fl
         record.append("failures", (clock(), transport.rank(worker), client, task, kind, text))
 
     return report
-
-
-def _record_plan(made: Plan, resumption: Resumption | None) -> Any:
-    from fedsim.record.schema import RecordPlan, scalar_column
-
-    people, layout = made.population, made.layout
-    n_named = people.n_clients if people.n_clients <= 10_000 else 0
-    named = tuple(people.client_name(client) for client in range(n_named))
-    plain = tuple(map(str, range(n_named)))
-    scalars = [scalar_column(name, f"{name}, told by rule {made.rule.name}") for name in made.rule.scalar_names]
-    metrics = [scalar_column(name, f"{name} over the test samples") for name in made.metric_names]
-    return RecordPlan(
-        n_parameters=layout.n_parameters,
-        layout=tuple(zip(layout.names, layout.shapes, layout.offsets, strict=True)),
-        client_names=() if named == plain else named,
-        rule_scalars=tuple(scalars),
-        metrics=tuple(metrics),
-        start_rows=() if resumption is None else tuple(resumption.start_rows.items()),
-    )
-
-
-def _provenance(made: Plan, here: _Here, caller: Caller, found: Found | None) -> Any:
-    from fedsim.record import provenance
-
-    config = made.config
-    places = [
-        provenance.RankPlace(said.rank, said.host, said.device, (said.environment or {}).get("cpu_capability", ""))
-        for said in here.statements
-    ]
-    facts = provenance.RunFacts(
-        name=config.name,
-        seed=config.seed,
-        clock=config.clock,
-        policy=config.schedule.policy,
-        rule=config.aggregation.rule,
-        dataset=config.data.dataset,
-        config_text=configfile.resolved_text(config) if found is None else found.config_text,
-        command=tuple(caller.command_line),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        data_sha256=here.statements[0].data_sha256,
-        training_path=made.training_path,
-        group_size=made.group_size,
-        threads=config.threads,
-        places=tuple(places),
-        mpi_library=_mpi_library(caller.world),
-        allow_mixed=config.allow_mixed or caller.allow_mixed,
-        attempt=0 if found is None else found.attempt,
-        parent="" if found is None else found.parent,
-    )
-    collected = provenance.collect(facts, os.environ, made.base_dir)
-    attributes = {
-        **collected.attributes,
-        "config_folder": str(made.base_dir),
-        "path_reason": made.path_reason,
-        "environment": resume.environment_text(here.statements),
-    }
-    return replace(collected, attributes=attributes)
-
-
-def _mpi_library(world: World) -> str:
-    if world.comm is None:
-        return ""
-    from mpi4py import MPI
-
-    return MPI.Get_library_version().split("\n")[0].strip("\0 ")
-
-
-def _totals(made: Plan, pulse: Pulse, wall_s: float) -> Any:
-    from fedsim.record.schema import RunTotals
-
-    return RunTotals(pulse.version, pulse.n_updates, pulse.virtual_s, wall_s)
 
 
 __all__ = ["Caller", "Ending", "replay_run", "resume_run", "run", "run_file"]

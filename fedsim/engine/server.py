@@ -170,6 +170,8 @@ class Server:
         self._keeper = keeper
         self._finished = False
         self._begun = False
+        self._is_torn = False  # in the middle of what cannot be gone on with
+        self.stopped_s: float | None = None  # when the run was stopped in haste
         self.pulse = Pulse()
 
     def run(self, replaying: bool = False) -> str:
@@ -189,6 +191,8 @@ class Server:
             else:
                 self._run_virtual()
         except Interrupted as interrupted:
+            if interrupted.in_haste:
+                self.stopped_s = self._clock()
             self._keep()
             if interrupted.in_haste:
                 return "stopped"
@@ -275,6 +279,11 @@ class Server:
         self._recorder.flush()
         self._keeper.keep(self.snapshot(), sorted(needed))
 
+    def keep_last(self) -> None:
+        """Keeps the state that an error has left, if that can be gone on with."""
+        if self._begun and not self._is_torn:
+            self._keep()
+
     # ------------------------------------------------------------------------------ the two clocks
 
     def _run_virtual(self) -> None:
@@ -329,7 +338,9 @@ class Server:
 
     def _handle(self, event: Event) -> None:
         """Consumes what the event brings, records what ended, makes a version if it is time; checks the exact stops."""
-        step = self._schedule.step(event, self._drops and self._has_failed(event))
+        has_failed = self._drops and self._has_failed(event)
+        self._is_torn = True
+        step = self._schedule.step(event, has_failed)
         self.pulse.virtual_s = self._schedule.now_s
         room = None if self._stop.updates is None else self._stop.updates - self._n_reached
         consumed = step.consumed[:room]
@@ -343,6 +354,7 @@ class Server:
         is_short = room is not None and len(step.consumed) > room
         is_patient = not (step.merge or is_last or self._on_wall or self._schedule.learns)
         self._left = left = _Left(step.merge, is_last, is_short, is_patient)
+        self._is_torn = False
         self._complete(left)
 
     def _has_failed(self, event: Event) -> bool:
@@ -358,7 +370,7 @@ class Server:
     def _complete(self, left: _Left) -> None:
         """The rest of an event."""
         self._settle(is_patient=left.is_patient, completes=left.merge and not left.is_short)
-        self._left = None
+        self._left, self._is_torn = None, True
         if left.is_short:
             self._schedule.version -= left.merge
         elif left.merge and self._drops and self._merged.n_updates == 0:  # all of a round's failed
@@ -366,6 +378,7 @@ class Server:
         elif left.merge:
             self._merge()
         self._finished = self._finished or left.is_last
+        self._is_torn = False
 
     def _settle(self, *, is_patient: bool = False, completes: bool = False) -> None:
         """Consumes and records what is owed, in order; if it is patient, only as far as that needs no waiting.

@@ -53,8 +53,7 @@ class RecordWriter:
             name: sum(column.itemsize * column.chunk_rows for column in table.columns)
             for name, table in self._tables.items()
         }
-        self._file, self._columns = _create(path, provenance, plan)
-        self._lock = _locked(path)
+        self._file, self._columns, self._lock = _create(path, provenance, plan)
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -209,10 +208,13 @@ class RecordWriter:
         return RecordError(self._failure)
 
 
-def _create(path: Path, provenance: Provenance, plan: RecordPlan) -> tuple[h5py.File, dict[str, list[h5py.Dataset]]]:
-    """The live file and its columns. It gets its name only when it is complete and can be read."""
+def _create(
+    path: Path, provenance: Provenance, plan: RecordPlan
+) -> tuple[h5py.File, dict[str, list[h5py.Dataset]], int | None]:
+    """The live file, its columns and its lock. It gets its name only when it is complete, readable, and locked: whoever
+    finds a record without a lock may take it for that of a dead run."""
     aside = store.aside(path)
-    file = None
+    file, lock = None, None
     try:
         if path.exists():
             raise RecordError(f"{path}: exists already; a record is never written over")
@@ -222,14 +224,15 @@ def _create(path: Path, provenance: Provenance, plan: RecordPlan) -> tuple[h5py.
         file.swmr_mode = True
         _take_room(file, 0)
         settle(file.id.get_vfd_handle())
+        lock = _locked(aside)
         _name(aside, path)
     except FileExistsError as error:
-        _drop(file, aside)
+        _drop(file, aside, lock)
         raise RecordError(f"{path}: exists already; a record is never written over") from error
     except _HDF5_ERRORS as error:
-        _drop(file, aside)
+        _drop(file, aside, lock)
         raise RecordError(f"{path}: cannot create the record: {one_line(error)}") from error
-    return file, columns
+    return file, columns, lock
 
 
 def _take_room(file: h5py.File, n_bytes: int) -> None:
@@ -251,8 +254,10 @@ def _locked(path: Path) -> int | None:
     return descriptor
 
 
-def _drop(file: h5py.File | None, aside: Path) -> None:
+def _drop(file: h5py.File | None, aside: Path, lock: int | None) -> None:
     """Removes a file whose creation failed."""
+    if lock is not None:
+        os.close(lock)
     with contextlib.suppress(*_HDF5_ERRORS):
         if file is not None:
             file.close()

@@ -1,0 +1,285 @@
+"""`fedsim resume`: what it goes on with, what it refuses, and how long a signal takes to be answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from fedsim.cli import cli
+from fedsim.record import checkpoint
+
+FEDSIM = (sys.executable, "-m", "fedsim")
+CONFIG = """\
+name: small
+seed: 3
+data: {dataset: heart}
+model: {kind: logistic}
+training: {optimizer: {kind: sgd, learning_rate: 0.01}, batch_size: 4, steps: 2, order: continued}
+devices: {compute: {time: {law: exponential, mean: 1.0}}, loss_probability: 0.1}
+schedule: {policy: buffered, concurrency: 3, buffer: 2}
+aggregation: {rule: fedbuff}
+evaluation: {every_versions: 4}
+checkpoint: {every_versions: 7}
+stop: {versions: 40}
+"""
+ENDLESS = ("--set", "stop.versions=1000000000")
+
+
+def says(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(says("show", folder, "--json").stdout)
+    return found
+
+
+def bits(folder: Path) -> list[object]:
+    told = summary(folder)
+    return [told[name] for name in ("status", "model_sha256", "history_sha256", "versions", "updates", "outcomes")]
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with its checkpoints of versions 28 and 35."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert says("run", config_path, "--out", folder, "--quiet").exit_code == 0
+    assert len(checkpoint.numbers(folder)) == 2
+    return folder
+
+
+@pytest.fixture
+def killed(whole: Path, tmp_path: Path) -> Path:
+    """The same run as a kill near its end leaves it: nothing says how it ended."""
+    folder = tmp_path / "killed"
+    shutil.copytree(whole, folder)
+    (folder / "record.h5").unlink()
+    with h5py.File(folder / "record-000.h5", "r+") as file:
+        file["run/status"][()] = np.bytes_("running")
+    return folder
+
+
+def test_it_goes_on_to_the_same_bits(whole: Path, killed: Path) -> None:
+    assert says("resume", killed, "--quiet").exit_code == 0
+    assert bits(killed) == bits(whole)
+    told = summary(killed)
+    assert told["attempts"] == 2 and told["wall_s"] > summary(whole)["wall_s"]
+    with h5py.File(killed / "record-001.h5") as file:
+        assert json.loads(file.attrs["start_rows"])["versions"] == 35
+        assert (file.attrs["attempt"], file.attrs["parent"]) == (1, b"record-000.h5")
+
+
+def test_without_a_checkpoint_it_begins_again(whole: Path, killed: Path) -> None:
+    for number in checkpoint.numbers(killed):
+        (killed / checkpoint.name_of(number)).unlink()
+    assert says("resume", killed, "--quiet").exit_code == 0
+    assert bits(killed) == bits(whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "empty", "both"])
+def test_a_damaged_checkpoint_is_set_aside(whole: Path, killed: Path, damage: str) -> None:
+    paths = [killed / checkpoint.name_of(number) for number in checkpoint.numbers(killed)]
+    for path in paths if damage == "both" else paths[-1:]:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes({"cut": data[:-1], "empty": b""}.get(damage, bytes(data)))
+    assert says("resume", killed, "--quiet").exit_code == 0
+    assert bits(killed) == bits(whole)
+    assert paths[-1].with_name(paths[-1].name + ".unusable").exists()
+    with h5py.File(killed / "record-001.h5") as file:
+        assert json.loads(file.attrs["start_rows"])["versions"] == (0 if damage == "both" else 28)
+
+
+def test_left_overs_of_a_kill_are_cleared(killed: Path) -> None:
+    left = killed / "checkpoint-000009.h5.123.part"
+    left.write_bytes(b"half")
+    assert says("resume", killed, "--quiet").exit_code == 0
+    assert not left.exists()
+
+
+def test_a_finished_run_is_left_alone(whole: Path) -> None:
+    before = sorted(path.name for path in whole.iterdir())
+    result = says("resume", whole)
+    assert result.exit_code == 0 and result.stdout == f"{whole}: done already; there is nothing to go on with\n"
+    assert sorted(path.name for path in whole.iterdir()) == before
+
+
+def refused(folder: Path, *words: str) -> str:
+    """The one line with which it is refused; nothing was written."""
+    before = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    result = says("resume", folder, "--quiet", *words)
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
+    assert (sorted(path.name for path in folder.iterdir()) if folder.exists() else []) == before
+    return result.stderr
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    assert "not the folder of a run" in refused(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "no record to go on from" in refused(tmp_path / "empty")
+
+
+def test_a_changed_configuration_is_refused(killed: Path) -> None:
+    path = killed / "config.yaml"
+    path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    text = refused(killed)
+    assert "training.optimizer.learning_rate is 0.02, in the record 0.01" in text
+
+
+def test_another_environment_is_refused_unless_allowed(
+    whole: Path, killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert "MKL_CBWR is COMPATIBLE here, None in the record" in refused(killed)
+    assert says("resume", killed, "--quiet", "--allow-mixed").exit_code == 0
+    with h5py.File(killed / "record-001.h5") as file:
+        assert bool(file.attrs["allow_mixed"])
+    assert bits(killed)[2] == bits(whole)[2]
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    folder, path = tmp_path / "run", tmp_path / "data.npz"
+
+    def write() -> None:
+        images, labels = rng.standard_normal((60, 4, 4), dtype=np.float32), np.arange(60) % 2
+        arrays = {
+            f"{part}_{name}": of for part in ("train", "test") for name, of in (("images", images), ("labels", labels))
+        }
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+
+    write()
+    text = CONFIG.replace("{dataset: heart}", "{dataset: npz, path: data.npz}\npartition: {kind: iid, clients: 6}")
+    (tmp_path / "npz.yaml").write_text(text)
+    done = says("run", tmp_path / "npz.yaml", "--out", folder, "--quiet", "--set", "stop.wall_s=0.2", *ENDLESS)
+    assert done.exit_code == 0, done.stderr
+    write()
+    assert "the data have changed" in refused(folder)
+
+
+def test_a_live_run_is_refused(killed: Path, config_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "live"
+    process = subprocess.Popen([*FEDSIM, "run", str(config_path), "--out", str(folder), "--quiet", *ENDLESS])
+    try:
+        wait_for(folder / "record-000.h5", process)
+        assert "the run is still going on" in refused(folder)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
+    give_up_s = time.monotonic() + 90
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < give_up_s
+        time.sleep(0.05)
+
+
+def test_a_stop_by_the_wall_clock_can_be_gone_on_with(whole: Path, config_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    for words in (("run", config_path, "--out", folder, "--set", "stop.wall_s=0.05"), ("resume", folder)):
+        assert says(*words, "--quiet").exit_code == 0
+    for _ in range(50):
+        if summary(folder)["status"] == "done":
+            break
+        assert says("resume", folder, "--quiet").exit_code == 0
+    assert bits(folder)[1:] == bits(whole)[1:]
+
+
+@pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
+    """Tasks of ten million steps, minutes each: the run is stopped all the same, with a checkpoint."""
+    from tests.unit.test_cli_running import environment, mpirun, own_lines
+
+    folder = tmp_path / "long"
+    launcher = [*mpirun(), "-n", str(n_ranks)] if n_ranks > 1 else []
+    words = ["run", str(config_path), "--out", str(folder), "--quiet", "--set", "training.steps=10000000"]
+    process = subprocess.Popen(
+        [*launcher, *FEDSIM, *words], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_for(folder / "record-000.h5", process)
+        time.sleep(1.0)
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGUSR2)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 75 and time.monotonic() - start_s < 30.0
+    assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume {folder}"]
+    assert summary(folder)["status"] == "stopped" and len(checkpoint.numbers(folder)) == 1
+
+
+HOOKED = """
+import sys
+from pathlib import Path
+from fedsim.cli import main
+from fedsim.record import checkpoint
+first, n_written = checkpoint.write, []
+
+def write(*words):
+    path = first(*words)
+    n_written.append(path)
+    if len(n_written) == 2:
+        {when_written}
+    return path
+
+checkpoint.write = write
+main(sys.argv[1:])
+"""
+WIDE = ("--set", "model={kind: mlp, hidden: [500, 500]}", "--set", "checkpoint.every_versions=3")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 48 MiB, or None where mounting is not to be had."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], capture_output=True)
+    yield folder if done.returncode == 0 else None
+    if done.returncode == 0:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("how", ["full", "limited"])
+def test_no_room_ends_the_run_and_leaves_its_last_checkpoints(
+    config_path: Path, tmp_path: Path, small_disk: Path | None, how: str
+) -> None:
+    """A disk that fills up, and a limit on the size of files: the second stands for the first where none is mounted."""
+    disk = small_disk if how == "full" and small_disk is not None else tmp_path
+    filler = disk / "filler"
+    fill = f"import os; s = os.statvfs('{disk}'); Path('{filler}').write_bytes(bytes(s.f_bavail * s.f_frsize - 4096))"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size - 1,) * 2)"
+    code = HOOKED.format(when_written=fill if disk != tmp_path else limit)
+    folder = disk / "run"
+    words = ["run", str(config_path), "--out", str(folder), "--quiet", *WIDE]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"fedsim: {folder}/") and "cannot write the" in done.stderr
+    assert [checkpoint.Checkpoint(folder / checkpoint.name_of(n)).path for n in checkpoint.numbers(folder)] != []
+    assert len(checkpoint.numbers(folder)) == 2 and not list(folder.glob("checkpoint*.part"))
+
+    filler.unlink(missing_ok=True)
+    assert says("resume", folder, "--quiet").exit_code == 0
+    assert says("run", config_path, "--out", tmp_path / "whole", "--quiet", *WIDE).exit_code == 0
+    assert bits(folder) == bits(tmp_path / "whole")

@@ -85,7 +85,6 @@ class Kernels:
             weights += term
         state.weight_sum, state.n_accumulated = 0.0, 0
 
-
     def complete(
         self, state: ServerState, vector_P: Float32, weight: float, *, kept: float = 1.0, keep: float, scale: float
     ) -> Float32:

@@ -397,7 +397,7 @@ def _serve(
 def _kept(server: Server, keeper: Checkpoints, error: FedsimError | None) -> FedsimError | None:
     """The run's error, once its last checkpoint is on the disk: that of a run which ended with an error, too."""
     try:
-        if error is not None and not isinstance(error, RecordError):
+        if error is not None and not isinstance(error, RecordError | LostError):  # the lost one was kept
             server.keep_last()
         keeper.finish()
     except RecordError as failed:

@@ -19,6 +19,7 @@ from mpi4py import MPI
 from fedsim.comm import wire
 from fedsim.comm.losses import Abandoned, Orphaned, is_death
 from fedsim.comm.openmpi import stop_yielding
+from fedsim.comm.pieces import PIECE, spans
 from fedsim.comm.sleeping import wake_in_time
 from fedsim.comm.transport import (
     NO_VERSION,
@@ -36,7 +37,6 @@ from fedsim.comm.transport import (
 from fedsim.errors import FedsimError, LostError, StalledError
 from fedsim.types import Float32
 
-_PIECE = 2**28  # elements a message at the most: 1 GiB, far below the 2**31 that counts can hold
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
@@ -51,17 +51,18 @@ class _Pending(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """One communicator a protocol, all with the server as rank zero."""
+    """One communicator a protocol, all with the server as rank zero; `piece` elements travel in a message at most."""
 
     commands: MPI.Intracomm
     versions: MPI.Intracomm
     replies: MPI.Intracomm
     rows: MPI.Intracomm
+    piece: int = PIECE
 
     @classmethod
-    def open(cls, comm: MPI.Intracomm) -> Channels:
+    def open(cls, comm: MPI.Intracomm, piece: int = PIECE) -> Channels:
         """Duplicates of `comm`; collective, and the last thing that waits inside MPI."""
-        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup())
+        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup(), piece)
         stop_yielding()
         wake_in_time()
         return channels
@@ -74,16 +75,12 @@ def bundles(n_versions: int, n_parameters: int) -> list[int]:
     return [most] * full + [rest] * (rest > 0)
 
 
-def _pieces(flat: Any) -> list[Any]:
-    return [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+def _isend(comm: MPI.Intracomm, flat: Any, rank: int, piece: int) -> list[MPI.Request]:
+    return [comm.Isend(flat[start:stop], dest=rank) for start, stop in spans(flat.size, piece)]
 
 
-def _isend(comm: MPI.Intracomm, flat: Any, rank: int) -> list[MPI.Request]:
-    return [comm.Isend(piece, dest=rank) for piece in _pieces(flat)]
-
-
-def _irecv(comm: MPI.Intracomm, flat: Any, rank: int) -> list[MPI.Request]:
-    return [comm.Irecv(piece, source=rank) for piece in _pieces(flat)]
+def _irecv(comm: MPI.Intracomm, flat: Any, rank: int, piece: int) -> list[MPI.Request]:
+    return [comm.Irecv(flat[start:stop], source=rank) for start, stop in spans(flat.size, piece)]
 
 
 class SentHome(BaseException):
@@ -150,7 +147,7 @@ class MpiTransport:
         start = 0
         for n in bundles(len(versions), self._n_parameters):
             flat = versions[start] if n == 1 else np.concatenate(versions[start : start + n])
-            outbox.put(_isend(self._channels.versions, flat, rank), flat)
+            outbox.put(_isend(self._channels.versions, flat, rank, self._channels.piece), flat)
             start += n
 
     def poll(self) -> Sequence[Message]:
@@ -226,7 +223,7 @@ class MpiTransport:
 
     def _await_rows(self, worker: int, n: int, finish: Callable[[Any], Message]) -> None:
         rows = empty_rows(n, self._n_parameters)
-        requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1)
+        requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1, self._channels.piece)
         self._pending.append(_Pending(worker, requests, rows, finish))
 
     def _await_evaluation(self, worker: int, n: int, version: int) -> None:
@@ -235,7 +232,7 @@ class MpiTransport:
         def finish(table: Any) -> Message:
             return Evaluated(worker, version, wire.evaluation_rows(table, self._metric_names))
 
-        requests = _irecv(self._channels.rows, table.reshape(-1), worker + 1)
+        requests = _irecv(self._channels.rows, table.reshape(-1), worker + 1, self._channels.piece)
         self._pending.append(_Pending(worker, requests, table, finish))
 
     def _completed(self) -> list[Message]:
@@ -336,7 +333,7 @@ class WorkerChannel:
         start = 0
         for n in bundles(len(command.coming), self._n_parameters):
             rows = empty_rows(n, self._n_parameters)
-            requests = _irecv(self._channels.versions, rows.reshape(-1), 0)
+            requests = _irecv(self._channels.versions, rows.reshape(-1), 0, self._channels.piece)
             self._coming.append((command.coming[start : start + n], requests, rows))
             self._core.counters.received_bytes += rows.nbytes
             start += n
@@ -394,6 +391,6 @@ class WorkerChannel:
         self._outbox.put([self._channels.replies.Isend(header, dest=0)], header)
         self._core.counters.sent_bytes += header.nbytes
         if payload is not None and payload.size:
-            self._outbox.put(_isend(self._channels.rows, payload.reshape(-1), 0), payload)
+            self._outbox.put(_isend(self._channels.rows, payload.reshape(-1), 0, self._channels.piece), payload)
             self._core.counters.sent_bytes += payload.nbytes
         self._core.counters.sending_s += self._clock() - start_s

@@ -316,19 +316,20 @@ class Supply:
             self._enqueue(last)
             self.n_retrained += 1
 
-    def _fill(self) -> int:
+    def _fill(self, n_ready: int) -> int:
         """How many tasks make a group now: so few that every worker has its groups and as many tasks are left over.
 
-        A group's bits do not depend on its fill, so this may follow the number of workers.
+        Where more are ready than that, as at the start of a round, groups are larger at first, and smaller towards the
+        end. A group's bits do not depend on its fill, so this may follow the number of workers.
         """
-        n_shares = 2 * self._bounds.n_groups * len(self._living)
-        return min(self._bounds.group_size, max(1, len(self._items) // n_shares))
+        n_shares = self._bounds.n_groups * len(self._living)
+        return min(self._bounds.group_size, max(1, len(self._items) // (2 * n_shares), n_ready // n_shares))
 
     def _share(self, desk: Desk) -> int:
         """What is ready for an idle worker, shared with the others that are idle."""
         if desk.ready:
             return len(desk.ready)
-        n_idle = sum(other.n_groups == 0 for other in self._desks)
+        n_idle = sum(self._desks[worker].n_groups == 0 for worker in self._living)
         return -(-len(self._shared) // n_idle)
 
     def _plenty(self, desk: Desk, fill: int) -> int:
@@ -346,7 +347,7 @@ class Supply:
         queue = desk.ready or self._shared
         if not queue:
             return
-        fill = self._fill()
+        fill = self._fill(len(queue) * (len(self._living) if desk.ready else 1))
         if desk.n_groups > 0:
             if len(queue) < self._plenty(desk, fill):
                 return

@@ -73,7 +73,7 @@ from fedsim.config.devices import (
     TraceAvailability,
     TraceLaw,
 )
-from fedsim.config.models import CnnModel, LogisticModel, MlpModel, ModelConfig
+from fedsim.config.models import CnnModel, LogisticModel, MlpModel, ModelConfig, ResidualModel, TextModel
 from fedsim.config.run import (
     CheckpointConfig,
     EvaluationConfig,
@@ -197,6 +197,7 @@ __all__ = [
     "ProximalObjective",
     "QuantityPartition",
     "RecordConfig",
+    "ResidualModel",
     "RetryConfig",
     "RuleSection",
     "RunConfig",
@@ -215,6 +216,7 @@ __all__ = [
     "SyntheticImagesData",
     "SyntheticLeafData",
     "TargetConfig",
+    "TextModel",
     "TiersSchedule",
     "TiflSelection",
     "TraceAvailability",

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from fedsim.config.base import Count, Section
 
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class LogisticModel(Section):
     """One linear layer: a single output for two classes (binary cross-entropy), else one a class."""
@@ -30,4 +32,24 @@ class CnnModel(Section):
     kernel: Annotated[int, Field(ge=1, le=31)] = 5
 
 
-ModelConfig = Annotated[LogisticModel | MlpModel | CnnModel, Field(discriminator="kind")]
+class ResidualModel(Section):
+    """Residual blocks of 3x3 convolutions with group normalisation, mean pooling, and a linear layer."""
+
+    kind: Literal["residual"]
+    channels: list[Count] = Field(default=[16, 32], min_length=1, max_length=8)
+    blocks: Annotated[int, Field(ge=1, le=32)] = 1
+    groups: Count = 8
+    dropout: Rate = 0.0
+
+
+class TextModel(Section):
+    """Samples of token numbers as vectors, averaged; then linear layers with ReLU and dropout, and a last one."""
+
+    kind: Literal["text"]
+    vocabulary: Annotated[int, Field(ge=2, le=2**24)]
+    embedding: Count = 64
+    hidden: list[Count] = Field(default=[64], min_length=0, max_length=32)
+    dropout: Rate = 0.0
+
+
+ModelConfig = Annotated[LogisticModel | MlpModel | CnnModel | ResidualModel | TextModel, Field(discriminator="kind")]

@@ -332,10 +332,11 @@ def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], 
     from fedsim import training
     from fedsim.training.evaluate import Evaluator
     from fedsim.training.objectives import loss_of
-    from fedsim.training.shards import ShardCache
+    from fedsim.training.shards import ShardCache, vocabulary_of
 
     config = made.config
-    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss_of(config, made.population))
+    loss, vocabulary = loss_of(config, made.population), vocabulary_of(made.module)
+    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss, vocabulary)
     trainer = training.build(
         config,
         made.population,

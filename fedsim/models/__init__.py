@@ -1,4 +1,4 @@
-"""Small reference networks, by family: logistic regression, multi-layer perceptron, convolutional network.
+"""Small reference networks, by family: logistic regression, multi-layer perceptron, convolutional networks, text.
 
 The order in which a module's layers are constructed decides its initial weights, so it is part of every
 published result: never reorder it, and add nothing that draws random numbers.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedsim.config import CnnModel, LogisticModel, LossKind, MlpModel, ModelConfig
+from fedsim.config import CnnModel, LogisticModel, LossKind, MlpModel, ModelConfig, ResidualModel, TextModel
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,10 @@ def build(
             return networks.perceptron(sample_shape, hidden, outputs)
         case CnnModel(channels=channels, kernel=kernel):
             return networks.convolutional(sample_shape, channels, kernel, outputs)
+        case ResidualModel():
+            return networks.residual(sample_shape, config, outputs)
+        case TextModel():
+            return networks.text(sample_shape, config, outputs)
 
 
 def build_initial(

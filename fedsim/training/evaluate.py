@@ -13,7 +13,7 @@ import torch
 
 from fedsim.config import RunConfig
 from fedsim.training.objectives import TaskLoss, loss_of
-from fedsim.training.shards import DeviceShard, ShardCache
+from fedsim.training.shards import DeviceShard, ShardCache, vocabulary_of
 from fedsim.training.tallies import Tally
 from fedsim.training.weights import Weights
 from fedsim.types import EvaluationRow, Float32, Shard
@@ -68,7 +68,7 @@ class Evaluator:
         self._evaluation = config.evaluation
         self._loss = loss_of(config, population)
         self.metric_names = self._loss.metric_names
-        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
+        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss, vocabulary_of(module))
         self._weights = Weights(module, device)
         self._has_central: bool | None = None  # unknown until asked for: the test set may be large
 

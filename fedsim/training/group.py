@@ -24,7 +24,7 @@ from fedsim.training.finite import require_finite
 from fedsim.training.groupbatches import Feed, GroupBatches
 from fedsim.training.noise import Keys, keys_of
 from fedsim.training.objectives import TaskLoss
-from fedsim.training.shards import DeviceShard, ShardCache
+from fedsim.training.shards import DeviceShard, ShardCache, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
 from fedsim.types import Float32, Float64, Task, TaskReport
 
@@ -96,7 +96,7 @@ class GroupTrainer:
         self._clock = clock
         self._progress_due_s = -math.inf
         self._loss = objectives.loss_of(config, population)
-        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
+        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss, vocabulary_of(module))
         self._machine = make_machine(self._loss, self.group_size)
         self._full = Weights(module, device) if config.record.losses == "full" else None
 

@@ -18,7 +18,7 @@ from fedsim.training import Payload, noise, objectives, optimizers
 from fedsim.training.batches import passes
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
-from fedsim.training.shards import DeviceShard, ShardCache
+from fedsim.training.shards import DeviceShard, ShardCache, vocabulary_of
 from fedsim.training.weights import Finisher, Weights
 from fedsim.types import Float32, Task, TaskReport
 
@@ -59,7 +59,7 @@ class LoopTrainer:
         self._clock = clock
         self._progress_due_s = -math.inf
         self._loss = objectives.loss_of(config, population)
-        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss)
+        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss, vocabulary_of(module))
         self._weights = Weights(module, device)
         self._finisher = Finisher(payload)
         self._module = self._weights.module

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.errors import DataError
 from fedsim.training.objectives import TaskLoss
 from fedsim.types import Shard
 
@@ -39,9 +40,13 @@ class DeviceShard:
 
 
 class ShardCache:
-    """Shards on a device, least recently used first; those kept never hold more than `bound_bytes`."""
+    """Shards on a device, least recently used first; those kept never hold more than `bound_bytes`.
 
-    def __init__(self, bound_bytes: int, device: torch.device, loss: TaskLoss) -> None:
+    `vocabulary` is given where samples are tokens: whole numbers below it.
+    """
+
+    def __init__(self, bound_bytes: int, device: torch.device, loss: TaskLoss, vocabulary: int | None = None) -> None:
+        self._vocabulary = vocabulary
         self._bound_bytes = bound_bytes
         self._device = device
         self._loss = loss
@@ -59,7 +64,10 @@ class ShardCache:
         if shard is not None:
             self._kept.move_to_end(key)
             return shard
-        shard = self._on_device(make())
+        made = make()
+        if self._vocabulary is not None:
+            _check_tokens(made, self._vocabulary, key)
+        shard = self._on_device(made)
         if shard.n_bytes <= self._bound_bytes:
             self._keep(key, shard)
         return shard
@@ -74,3 +82,23 @@ class ShardCache:
         x = np.ascontiguousarray(shard.x, dtype=np.float32)
         x = x if x.flags.writeable else x.copy()  # torch warns of memory that it may not write
         return DeviceShard(torch.from_numpy(x).to(self._device), self._loss.targets(shard.y).to(self._device))
+
+
+def vocabulary_of(module: torch.nn.Module) -> int | None:
+    """How many tokens a module with embeddings knows; None for one without, whose samples are no tokens."""
+    sizes = [layer.num_embeddings for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
+    return min(sizes, default=None)
+
+
+def _check_tokens(shard: Shard, vocabulary: int, key: Hashable) -> None:
+    """Raises DataError for what an embedding cannot look up; in a group, it could find a neighbour's vector."""
+    x = np.asarray(shard.x)
+    with np.errstate(invalid="ignore"):
+        is_good = (x >= 0) & (x < vocabulary) & (x == np.floor(x))
+    if not is_good.all():
+        place = tuple(int(i) for i in np.argwhere(~is_good)[0])
+        where = f"{key[0]} samples of client {key[1]}" if isinstance(key, tuple) else f"{key} test samples"
+        raise DataError(
+            f"{where}: value at {place} is {x[place]:g}, but the model embeds tokens: "
+            f"whole numbers from 0 to {vocabulary - 1} (model.vocabulary)"
+        )

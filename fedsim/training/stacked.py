@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
@@ -56,7 +57,8 @@ class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _aten.baddbmm.default:
             return _product(args[1], args[2]) * kwargs.get("alpha", 1) + args[0] * kwargs.get("beta", 1)
         if func in (_aten.convolution.default, _aten.convolution_backward.default):
-            args = tuple(_channels_last(a) for a in args)
+            # vmap cannot normalise what lies channels last: its results go back to planes
+            return tree_map_only(Tensor, Tensor.contiguous, func(*(_channels_last(a) for a in args), **kwargs))
         elif torch.Tag.pointwise in func.tags and func not in _EXACT:
             return _in_blocks(func, args, kwargs)
         return func(*args, **kwargs)
@@ -187,7 +189,8 @@ def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> t
         raise UnsupportedError(f"{type(module).__name__} draws random numbers other than those of dropout")
     masks = tuple(torch.ones(2, 2, *dropout.shape) for dropout in found.dropouts)
     try:
-        gradient_of(copy.deepcopy(module).train(), loss)(parameters, x, y, torch.ones(2, 2), masks)
+        with Steady():  # type: ignore[no-untyped-call]
+            gradient_of(copy.deepcopy(module).train(), loss)(parameters, x, y, torch.ones(2, 2), masks)
     except Exception as error:  # whatever the module's code does that torch.func cannot
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedError(f"torch.func cannot train {type(module).__name__}: {reason}") from error

@@ -42,6 +42,7 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"module": "strided"}, (2, 11, 9), 5),
     ({"module": "deep"}, (2, 9, 7), 5),
     ({"module": "pooled"}, (2, 9, 7), 5),
+    ({"kind": "residual", "channels": [4, 6], "groups": 2, "dropout": 0.2}, (1, 9, 7), 5),
     ({"module": "dropping"}, (2, 9, 7), 5),
     ({"module": "text"}, (6,), 5),
     ({"module": "tokens"}, (9,), 5),

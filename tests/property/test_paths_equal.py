@@ -320,9 +320,36 @@ def test_blocks_of_the_first_layer(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["loop", *MACHINES])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        ({"kind": "residual", "channels": [4, 6], "groups": 2, "dropout": 0.2}, (1, 8, 7)),
+        ({"kind": "text", "vocabulary": 17, "embedding": 5, "hidden": [7], "dropout": 0.2}, (6,)),
+    ],
+    ids=["residual", "text"],
+)
+def test_the_other_reference_networks(
+    make: dict[str, Make], path: str, model: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    config = make["config"](model=model, training={"epochs": 2})
+    rng = np.random.default_rng(3)
+    shards = [make["shard"](n, shape, 5, seed=n) for n in (9, 6, 5)]
+    if model["kind"] == "text":
+        shards = [Shard(rng.integers(0, 17, s.x.shape).astype(np.float32), s.y) for s in shards]
+    module = models.build_initial(config.model, shape, 5, seed=1)
+
+    def build(parameters: Any, rate: float) -> Any:
+        return torch.optim.SGD(parameters, lr=rate)
+
+    dtype, tolerance = (torch.float32, 1e-4) if path == "loop" else (torch.float64, 1e-8)
+    compare(make, path, module, config, shards, 5, build, dtype, tolerance)
+
+
 @pytest.mark.parametrize("path", MACHINES)
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d((5, 4))], ids=["windows", "adaptive"])
 @pytest.mark.parametrize("level", [0.0, 1.0, -1.0])
-def test_ties_in_pooling_go_to_the_first(make: dict[str, Make], path: str, level: float) -> None:
+def test_ties_in_pooling_go_to_the_first(make: dict[str, Make], path: str, level: float, pool: nn.Module) -> None:
     """Images of flat patches, as scanned digits have: whole windows are equal after the convolution."""
     config = make["config"](model={"kind": "cnn", "channels": [4, 6], "kernel": 3}, training={"epochs": 2})
     rng = np.random.default_rng(3)
@@ -331,6 +358,8 @@ def test_ties_in_pooling_go_to_the_first(make: dict[str, Make], path: str, level
         shard.x[:, :, :6, :] = level
         shard.x[:, :, 6:, 4:] = rng.integers(0, 2, shard.x[:, :, 6:, 4:].shape)
     module = models.build_initial(config.model, (1, 12, 12), 5, seed=1)
+    if isinstance(pool, nn.AdaptiveMaxPool2d):  # of windows that overlap
+        module = nn.Sequential(*list(module)[:2], pool, nn.Flatten(), nn.Linear(80, 5))
 
     def build(parameters: Any, rate: float) -> Any:
         return torch.optim.SGD(parameters, lr=rate)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedsim import models
-from fedsim.config import CnnModel, LogisticModel, MlpModel, ModelConfig
+from fedsim.config import CnnModel, LogisticModel, MlpModel, ModelConfig, ResidualModel, TextModel
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 
@@ -65,6 +65,10 @@ def test_cnn_is_the_network_written_by_hand() -> None:
         (CnnModel(kind="cnn", channels=[4], kernel=4), (1, 7, 8), 3, 3),
         (CnnModel(kind="cnn", channels=[4, 5, 6], kernel=2), (2, 5, 5), 3, 3),
         (CnnModel(kind="cnn", channels=[4], kernel=1), (2, 2, 2), 3, 3),
+        (ResidualModel(kind="residual", channels=[4, 6, 6], blocks=2, groups=2, dropout=0.1), (3, 9, 7), 10, 10),
+        (ResidualModel(kind="residual", channels=[8]), (28, 28), 2, 2),
+        (TextModel(kind="text", vocabulary=20), (9,), 4, 4),
+        (TextModel(kind="text", vocabulary=20, embedding=3, hidden=[], dropout=0.5), (1,), 2, 2),
     ],
 )
 def test_outputs(config: ModelConfig, shape: tuple[int, ...], n_classes: int, n_outputs: int) -> None:
@@ -79,3 +83,44 @@ def test_cnn_refuses_shapes_in_one_line(shape: tuple[int, ...], word: str) -> No
     with pytest.raises(ConfigError, match=r"^model") as caught:
         models.build(CNN, shape, 10)
     assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_residual_is_the_network_written_by_hand() -> None:
+    config = ResidualModel(kind="residual", channels=[4, 6], groups=2)
+    ours = models.build_initial(config, (1, 9, 7), 3, seed=0).double()
+    torch.manual_seed(0)
+    stem, stem_norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.GroupNorm(2, 4)
+    a1, an1 = nn.Conv2d(4, 4, 3, 1, 1, bias=False), nn.GroupNorm(2, 4)
+    a2, an2 = nn.Conv2d(4, 4, 3, 1, 1, bias=False), nn.GroupNorm(2, 4)
+    b1, bn1, b2 = nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 3, 1, 1, bias=False)
+    bn2, fit, last = nn.GroupNorm(2, 6), nn.Conv2d(4, 6, 1, 2, bias=False), nn.Linear(6, 3)
+    every = nn.ModuleList([stem, stem_norm, a1, an1, a2, an2, b1, bn1, b2, bn2, fit, last]).double()
+    assert sum(p.numel() for p in every.parameters()) == sum(p.numel() for p in ours.parameters())
+    x = torch.randn(3, 1, 9, 7, dtype=torch.float64)
+    y = functional.relu(stem_norm(stem(x)))
+    y = functional.relu(an2(a2(functional.relu(an1(a1(y))))) + y)
+    y = functional.relu(bn2(b2(functional.relu(bn1(b1(y))))) + fit(y))
+    assert torch.allclose(ours(x), last(y.mean((2, 3))), rtol=1e-12)
+
+
+def test_text_is_the_mean_of_word_vectors() -> None:
+    ours = models.build_initial(TextModel(kind="text", vocabulary=9, embedding=3, hidden=[4]), (5,), 2, seed=0)
+    torch.manual_seed(0)
+    words, first, last = nn.Embedding(9, 3, padding_idx=0), nn.Linear(3, 4), nn.Linear(4, 2)
+    x = torch.tensor([[3, 8, 3, 0, 0], [1, 2, 3, 4, 5]])
+    assert not words.weight[0].any()
+    expected = last(functional.relu(first(words(x).mean(1))))
+    assert torch.equal(ours(x.float()), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "word"),
+    [
+        (ResidualModel(kind="residual"), (13,), "residual takes samples"),
+        (ResidualModel(kind="residual", channels=[16, 20]), (1, 8, 8), "groups is 8, which does not divide .*20"),
+        (TextModel(kind="text", vocabulary=9), (1, 8, 8), "text takes samples that are vectors"),
+    ],
+)
+def test_others_refuse_in_one_line(config: ModelConfig, shape: tuple[int, ...], word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\..*{word}"):
+        models.build(config, shape, 10)

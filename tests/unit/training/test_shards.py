@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 
+from fedsim.errors import DataError
 from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy
-from fedsim.training.shards import ShardCache
+from fedsim.training.shards import ShardCache, vocabulary_of
 from fedsim.types import Shard
 
 CPU = torch.device("cpu")
@@ -60,3 +62,17 @@ def test_takes_read_only_and_strided_arrays() -> None:
     x.flags.writeable = y.flags.writeable = False
     kept = ShardCache(10**6, CPU, CrossEntropy()).get(0, lambda: Shard(x, y))
     assert np.array_equal(kept.x.numpy(), x) and np.array_equal(kept.y.numpy(), y)
+
+
+@pytest.mark.parametrize("value", [-1.0, 7.0, 2.5, float("nan")])
+def test_what_is_no_token_is_named(value: float) -> None:
+    x = np.array([[0, 6, 3], [1, 2, 5]], np.float32)
+    cache = ShardCache(10**6, CPU, CrossEntropy(), vocabulary_of(torch.nn.Embedding(7, 2)))
+    cache.get(("train", 4), lambda: Shard(x, np.array([0, 1])))
+    x[1, 2] = value
+    named = rf"^train samples of client 5: value at \(1, 2\) is {value:g}, .* 0 to 6 \(model"
+    with pytest.raises(DataError, match=named):
+        cache.get(("train", 5), lambda: Shard(x, np.array([0, 1])))
+    with pytest.raises(DataError, match=r"^central test samples: "):
+        cache.get("central", lambda: Shard(x, np.array([0, 1])))
+    assert vocabulary_of(torch.nn.Linear(3, 2)) is None

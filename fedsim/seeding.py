@@ -10,6 +10,7 @@ Nothing here has a state. Adding a purpose never moves another purpose's values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -155,6 +156,16 @@ def long_bits(
         philox4x64.state = state
         words_N[:] = philox4x64.random_raw(n)
     return words_GN
+
+
+def cycle_orders(seed: int, n: int) -> Iterator[NDArray[np.int64]]:
+    """An order of 0..n-1 a cycle, without end: those that numpy's `default_rng(seed).permutation(n)` gives in turn.
+
+    No keyed stream, because published code draws the turns of clients so (FLamby's cyclic strategy).
+    """
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.permutation(n)
 
 
 def normals(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:

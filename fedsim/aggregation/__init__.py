@@ -11,15 +11,21 @@ from fedsim.aggregation.aflcs import AflCs
 from fedsim.aggregation.cached import Ace, AceDelayAware, Ca2Fl, Mifa
 from fedsim.aggregation.compass import FedCompass
 from fedsim.aggregation.compensated import DcAsgd
+from fedsim.aggregation.cyclic import Cyclic
 from fedsim.aggregation.distance import AsyncFedEd
 from fedsim.aggregation.fadas import Fadas
 from fedsim.aggregation.fedasync import FedAsync
 from fedsim.aggregation.fedavg import FedAvg
 from fedsim.aggregation.fedbuff import FedBuff
+from fedsim.aggregation.feddyn import FedDyn
+from fedsim.aggregation.fednova import FedNova
+from fedsim.aggregation.fedopt import FedAvgM, FedOpt
 from fedsim.aggregation.kasync import KAsync
 from fedsim.aggregation.localmodels import AsoFed, FedAt, FedFa, Safa
 from fedsim.aggregation.pisces import Pisces
+from fedsim.aggregation.qfedavg import QFedAvg
 from fedsim.aggregation.rule import ALONE, Arrival, Facts, Keeps, Rule
+from fedsim.aggregation.scaffold import Scaffold
 from fedsim.aggregation.similarity import Kafl, Port, Wkafl
 
 __all__ = ["Arrival", "Diagnostics", "Facts", "Keeps", "Rule", "ServerState", "build", "published"]
@@ -37,6 +43,12 @@ _PLAIN: dict[type, Callable[[Any], Rule]] = {
     c.FedFaRule: FedFa,
     c.FadasRule: Fadas,
     c.DcAsgdRule: DcAsgd,
+    c.FedAvgMRule: FedAvgM,
+    c.FedAdamRule: FedOpt,
+    c.FedYogiRule: FedOpt,
+    c.FedAdagradRule: FedOpt,
+    c.QFedAvgRule: QFedAvg,
+    c.CyclicRule: Cyclic,
 }
 _KNOWING: dict[type, Callable[[Any, Facts], Rule]] = {
     c.WkaflRule: Wkafl,
@@ -49,6 +61,9 @@ _KNOWING: dict[type, Callable[[Any, Facts], Rule]] = {
     c.SafaRule: Safa,
     c.AsoFedRule: AsoFed,
     c.AflCsRule: AflCs,
+    c.FedNovaRule: FedNova,
+    c.ScaffoldRule: Scaffold,
+    c.FedDynRule: FedDyn,
 }
 
 
@@ -56,3 +71,9 @@ def build(config: c.AggregationConfig, facts: Facts = ALONE) -> Rule:
     """The rule of a configuration, in the federation of `facts`. It holds no state but scratch memory: 256 KiB."""
     kind = type(config)
     return _PLAIN[kind](config) if kind in _PLAIN else _KNOWING[kind](config, facts)
+
+
+def n_extras(config: c.AggregationConfig) -> int:
+    """How many vectors the configuration's rule sends with the weights of a version."""
+    rule: Any = (_PLAIN | _KNOWING)[type(config)]
+    return int(rule.n_extras)

@@ -62,6 +62,7 @@ class Facts:
     where the policy fixes it, else 0. `tier_of` gives a client's tier, 0 the fastest, under the policy `tiers`.
     `max_lag` is the lag tolerance of the policy `safa`. `planned_versions` is where the run stops, 0 if it does not
     stop by that.
+    `client_momentum` is that of the clients' SGD.
     """
 
     n_clients: int = 1
@@ -72,6 +73,7 @@ class Facts:
     max_lag: int = 0
     planned_versions: int = 0
     tier_of: Callable[[int], int] = _no_tier
+    client_momentum: float = 0.0
 
 
 ALONE = Facts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, Trained, WorkerCore
 from fedsim.errors import FedsimError
@@ -23,36 +24,50 @@ class InlineTransport:
         """`leave_off` says, between steps of training, that nobody waits for it any more."""
         self._worker = worker
         self._leave_off = leave_off
-        self._jobs: deque[Callable[[], Message]] = deque()
+        self._jobs: deque[Callable[[], Sequence[Message]]] = deque()
 
     def rank(self, worker: int) -> int:
         return 0
 
-    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
+    def send(
+        self, worker: int, command: Command, versions: Sequence[Float32], states_nS: Float32 | None = None
+    ) -> None:
         core = self._worker
         core.forget(command.forget)
         core.drop(command.drop)
         for version, vector_P in zip(command.coming, versions, strict=True):
             core.learn(version, vector_P)
         if command.fetch:
-            self._jobs.appendleft(lambda: core.deliver(command.fetch))
+            self._jobs.appendleft(lambda: (core.deliver(command.fetch),))
+        if command.settles:
+            self._jobs.append(partial(self._settle, command, states_nS))
+        if command.collect:
+            self._jobs.append(core.collect)
         if command.evaluate != NO_VERSION:
-            self._jobs.append(lambda: core.evaluate(command.evaluate))
+            self._jobs.append(lambda: (core.evaluate(command.evaluate),))
         if command.tasks:
-            self._jobs.append(lambda: core.train(command.tasks, command.send, self._progress))
+            self._jobs.append(lambda: (core.train(command.tasks, command.send, self._progress),))
+
+    def _settle(self, command: Command, states_nS: Float32 | None) -> Sequence[Message]:
+        if states_nS is not None:
+            self._worker.adopt(command.adopt, states_nS)
+        self._worker.settle(command.commit, command.discard)
+        return ()
 
     def poll(self) -> Sequence[Message]:
-        if not self._jobs:
-            return ()
-        job = self._jobs.popleft()
-        try:
-            message = job()
-        except FedsimError as error:
-            return (self._worker.failure(error),)
-        except _LeftOff:
-            self._jobs.append(job)  # behind what may still be waited for
-            return ()
-        return (*message.failed, message) if isinstance(message, Trained) else (message,)
+        while self._jobs:
+            job = self._jobs.popleft()
+            try:
+                messages = job()
+            except FedsimError as error:
+                return (self._worker.failure(error),)
+            except _LeftOff:
+                self._jobs.append(job)  # behind what may still be waited for
+                return ()
+            if messages:
+                failed = [one for message in messages if isinstance(message, Trained) for one in message.failed]
+                return (*failed, *messages)
+        return ()
 
     def _progress(self) -> None:
         if self._leave_off():

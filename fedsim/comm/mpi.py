@@ -24,6 +24,7 @@ from fedsim.comm.sleeping import wake_in_time
 from fedsim.comm.transport import (
     NO_VERSION,
     Backoff,
+    Collected,
     Command,
     Counters,
     Delivered,
@@ -48,6 +49,23 @@ class _Pending(NamedTuple):
     requests: list[MPI.Request]
     buffer: Any
     finish: Callable[[Any], Message]
+
+
+class Lengths(NamedTuple):
+    """Floats of what travels: a version with what is sent beside its weights, an update, the state of a client."""
+
+    version: int
+    update: int
+    state: int = 0
+
+
+class _Coming(NamedTuple):
+    """Rows on their way to a worker: versions by number, or states by client."""
+
+    numbers: Sequence[int]
+    requests: list[MPI.Request]
+    rows: Float32
+    is_state: bool
 
 
 class Channels(NamedTuple):
@@ -116,10 +134,10 @@ class Outbox:
 class MpiTransport:
     """Rank zero's end: workers are ranks 1 to size-1, indices one less."""
 
-    def __init__(self, channels: Channels, n_parameters: int, metric_names: Sequence[str]) -> None:
+    def __init__(self, channels: Channels, lengths: Lengths, metric_names: Sequence[str]) -> None:
         self._channels = channels
         self.n_workers = channels.commands.size - 1
-        self._n_parameters = n_parameters
+        self._lengths = lengths
         self._metric_names = metric_names
         self._headers = [np.empty(wire.REPLY_BYTES, np.uint8) for _ in range(self.n_workers)]
         self._receives: list[MPI.Request | None] = [self._post_header(w) for w in range(self.n_workers)]
@@ -132,23 +150,27 @@ class MpiTransport:
     def rank(self, worker: int) -> int:
         return worker + 1
 
-    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
+    def send(
+        self, worker: int, command: Command, versions: Sequence[Float32], states_nS: Float32 | None = None
+    ) -> None:
         if worker in self._dead:
             return
         try:
-            self._send(worker, wire.encode_command(command), versions)
+            self._send(worker, wire.encode_command(command), versions, states_nS)
         except MPI.Exception as error:  # the next poll finds the worker dead, and says so
             if not is_death(error):
                 raise
 
-    def _send(self, worker: int, data: wire.Bytes, versions: Sequence[Float32]) -> None:
+    def _send(self, worker: int, data: wire.Bytes, versions: Sequence[Float32], states_nS: Float32 | None) -> None:
         rank, outbox = worker + 1, self._outboxes[worker]
         outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
         start = 0
-        for n in bundles(len(versions), self._n_parameters):
+        for n in bundles(len(versions), self._lengths.version):
             flat = versions[start] if n == 1 else np.concatenate(versions[start : start + n])
             outbox.put(_isend(self._channels.versions, flat, rank, self._channels.piece), flat)
             start += n
+        if states_nS is not None:
+            outbox.put(_isend(self._channels.versions, states_nS.reshape(-1), rank, self._channels.piece), states_nS)
 
     def poll(self) -> Sequence[Message]:
         messages: list[Message] = []
@@ -206,7 +228,11 @@ class MpiTransport:
             self._await_trained(worker, body, messages)
         elif kind == wire.DELIVERED:
             tasks = body.view("<i8").tolist()
-            self._await_rows(worker, n, lambda rows: Delivered(worker, tasks, rows))
+            self._await_rows(worker, (n, self._lengths.update), lambda rows: Delivered(worker, tasks, rows))
+        elif kind == wire.COLLECTED:
+            clients, is_last = body.view("<i8").tolist(), bool(version)
+            shape = (n, self._lengths.state)
+            self._await_rows(worker, shape, lambda rows: Collected(worker, clients, rows, is_last))
         elif kind == wire.EVALUATED:
             self._await_evaluation(worker, n, version)
         elif kind == wire.FAILED:
@@ -217,12 +243,13 @@ class MpiTransport:
         reports, sent = wire.decode_trained(worker, worker + 1, body)
         n_sent = sum(sent)
         if n_sent:
-            self._await_rows(worker, n_sent, lambda rows: Trained(worker, reports, sent, rows))
+            shape = (n_sent, self._lengths.update)
+            self._await_rows(worker, shape, lambda rows: Trained(worker, reports, sent, rows))
         else:
-            messages.append(Trained(worker, reports, sent, empty_rows(0, self._n_parameters)))
+            messages.append(Trained(worker, reports, sent, empty_rows(0, self._lengths.update)))
 
-    def _await_rows(self, worker: int, n: int, finish: Callable[[Any], Message]) -> None:
-        rows = empty_rows(n, self._n_parameters)
+    def _await_rows(self, worker: int, shape: tuple[int, int], finish: Callable[[Any], Message]) -> None:
+        rows = empty_rows(*shape)
         requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1, self._channels.piece)
         self._pending.append(_Pending(worker, requests, rows, finish))
 
@@ -258,14 +285,14 @@ class MpiTransport:
 class WorkerChannel:
     """A worker's end: takes commands, runs them against its core, sends what comes of them."""
 
-    def __init__(self, channels: Channels, core: WorkerCore, n_parameters: int, clock: Callable[[], float]) -> None:
+    def __init__(self, channels: Channels, core: WorkerCore, lengths: Lengths, clock: Callable[[], float]) -> None:
         self._channels = channels
         self._core = core
-        self._n_parameters = n_parameters
+        self._lengths = lengths
         self._clock = clock
         self._buffer = np.empty(wire.COMMAND_BYTES, np.uint8)
         self._receive = channels.commands.Irecv(self._buffer, source=0)
-        self._coming: deque[tuple[Sequence[int], list[MPI.Request], Float32]] = deque()
+        self._coming: deque[_Coming] = deque()
         self._jobs: deque[Command] = deque()
         self._outbox = Outbox()
         self._stopped = False
@@ -331,21 +358,29 @@ class WorkerChannel:
         if command.coming:
             self._core.before_versions()
         start = 0
-        for n in bundles(len(command.coming), self._n_parameters):
-            rows = empty_rows(n, self._n_parameters)
-            requests = _irecv(self._channels.versions, rows.reshape(-1), 0, self._channels.piece)
-            self._coming.append((command.coming[start : start + n], requests, rows))
-            self._core.counters.received_bytes += rows.nbytes
+        for n in bundles(len(command.coming), self._lengths.version):
+            self._expect(command.coming[start : start + n], self._lengths.version, is_state=False)
             start += n
+        if command.adopt:
+            self._expect(command.adopt, self._lengths.state, is_state=True)
         if command.fetch:
             self._jobs.appendleft(Command(fetch=command.fetch))
-        if command.tasks or command.evaluate != NO_VERSION:
-            self._jobs.append(command)
+        if command.tasks or command.evaluate != NO_VERSION or command.settles or command.collect:
+            self._jobs.append(command._replace(fetch=()))  # those go first
+
+    def _expect(self, numbers: Sequence[int], length: int, is_state: bool) -> None:
+        rows = empty_rows(len(numbers), length)
+        requests = _irecv(self._channels.versions, rows.reshape(-1), 0, self._channels.piece)
+        self._coming.append(_Coming(numbers, requests, rows, is_state))
+        self._core.counters.received_bytes += rows.nbytes
 
     def _learn_arrived(self) -> None:
-        while self._coming and all(request.Test() for request in self._coming[0][1]):
-            versions, _, rows = self._coming.popleft()
-            for version, vector_P in zip(versions, rows, strict=True):
+        while self._coming and all(request.Test() for request in self._coming[0].requests):
+            numbers, _, rows, is_state = self._coming.popleft()
+            if is_state:
+                self._core.adopt(numbers, rows)
+                continue
+            for version, vector_P in zip(numbers, rows, strict=True):
                 self._core.learn(version, vector_P)
 
     def _await_versions(self, command: Command) -> None:
@@ -353,7 +388,7 @@ class WorkerChannel:
         needed = {command.evaluate, *(task.base_version for task in command.tasks)}
         backoff = Backoff(cap_s=1e-4)
         self._learn_arrived()
-        while any(not needed.isdisjoint(versions) for versions, _, _ in self._coming):
+        while any(come.is_state or not needed.isdisjoint(come.numbers) for come in self._coming):
             self._wait(backoff)
             self._outbox.advance()
             self._learn_arrived()
@@ -376,6 +411,11 @@ class WorkerChannel:
         if command.fetch:
             delivered = core.deliver(command.fetch)
             self._reply(wire.encode_delivered(delivered, core.counters), delivered.rows)
+        if command.settles:
+            core.settle(command.commit, command.discard)
+        if command.collect:
+            for collected in core.collect():
+                self._reply(wire.encode_collected(collected, core.counters), collected.rows)
         if command.evaluate != NO_VERSION:
             evaluated = core.evaluate(command.evaluate)
             table = wire.evaluation_table(evaluated.rows)

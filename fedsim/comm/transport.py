@@ -23,6 +23,9 @@ class Command(NamedTuple):
     """What a worker is to do, in this order: forget and drop, receive `coming` versions, deliver, evaluate, train.
 
     `send` says for each task whether its update travels at once (the server has room) or is held until fetched.
+    What clients keep changes in the order of commands, before anything is evaluated or trained: `commit` and `discard`
+    name tasks whose states count from now on, or never will; `adopt` names clients whose states come with the command;
+    `collect` asks for all states.
     """
 
     tasks: Sequence[Task] = ()
@@ -33,6 +36,15 @@ class Command(NamedTuple):
     drop: Sequence[int] = ()
     evaluate: int = NO_VERSION
     stop: bool = False
+    commit: Sequence[int] = ()
+    discard: Sequence[int] = ()
+    adopt: Sequence[int] = ()
+    collect: bool = False
+
+    @property
+    def settles(self) -> bool:
+        """Whether it changes what clients keep."""
+        return bool(self.commit or self.discard or self.adopt)
 
 
 @dataclass(slots=True)
@@ -103,7 +115,16 @@ class Lost(NamedTuple):
     text: str
 
 
-Message = Trained | Delivered | Evaluated | Failed | Lost
+class Collected(NamedTuple):
+    """States that clients keep: `rows` (n, S), a row a client; `is_last` of those that were asked for at once."""
+
+    worker: int
+    clients: Sequence[int]
+    rows: Float32
+    is_last: bool
+
+
+Message = Trained | Delivered | Evaluated | Collected | Failed | Lost
 
 
 class Transport(Protocol):
@@ -114,8 +135,10 @@ class Transport(Protocol):
     def rank(self, worker: int) -> int:
         """The rank that the record names for a worker."""
 
-    def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
-        """Sends a command and the versions it announces as coming; returns at once."""
+    def send(
+        self, worker: int, command: Command, versions: Sequence[Float32], states_nS: Float32 | None = None
+    ) -> None:
+        """Sends a command, the versions it announces as coming and the states to adopt; returns at once."""
 
     def poll(self) -> Sequence[Message]:
         """The messages that have come in whole; returns at once."""
@@ -145,6 +168,12 @@ class WorkerCore(Protocol):
     def learn(self, version: int, vector_P: Float32) -> None: ...
 
     def forget(self, versions: Sequence[int]) -> None: ...
+
+    def settle(self, commit: Sequence[int], discard: Sequence[int]) -> None: ...
+
+    def adopt(self, clients: Sequence[int], states_nS: Float32) -> None: ...
+
+    def collect(self) -> Sequence[Collected]: ...
 
     def evaluate(self, version: int) -> Evaluated: ...
 

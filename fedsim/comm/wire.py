@@ -1,6 +1,6 @@
 """Messages as bytes: fixed little-endian records behind a fixed header, nothing pickled.
 
-A command (server to worker) is a header of eight int64 words, then the lists it counts. A reply (worker to server) is
+A command (server to worker) is a header of twelve int64 words, then the lists it counts. A reply (worker to server) is
 a header of eight int64 words, the worker's counters, then its records. Both are bounded: `MAX_TASKS` tasks a group.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.comm.transport import N_COUNTERS, Command, Counters, Delivered, Evaluated, Failed, Trained
+from fedsim.comm.transport import N_COUNTERS, Collected, Command, Counters, Delivered, Evaluated, Failed, Trained
 from fedsim.types import EvaluationRow, Float64, Task, TaskReport
 
 Bytes = NDArray[np.uint8]
@@ -49,18 +49,19 @@ REPORT = np.dtype(
 
 _WORDS = 8
 _HEADER_BYTES = 8 * _WORDS
-COMMAND_BYTES = _HEADER_BYTES + MAX_TASKS * TASK.itemsize + 4 * 8 * MAX_TASKS
+_COMMAND_HEADER_BYTES = 8 * 12
+_N_LISTS = 7
+COMMAND_BYTES = _COMMAND_HEADER_BYTES + MAX_TASKS * TASK.itemsize + _N_LISTS * 8 * MAX_TASKS
 REPLY_BYTES = _HEADER_BYTES + 8 * N_COUNTERS + max(MAX_TASKS * REPORT.itemsize, MAX_TEXT_BYTES)
 
-TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED = range(1, 6)
+TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED = range(1, 7)
 
 
 def encode_command(command: Command) -> Bytes:
     """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
-    lists = (command.coming, command.forget, command.fetch, command.drop)
-    header = np.array(
-        [len(command.tasks), *(len(part) for part in lists), command.evaluate, int(command.stop), 0], dtype="<i8"
-    )
+    lists = _lists(command)
+    flags = (command.evaluate, int(command.collect), int(command.stop), 0)
+    header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
     tasks = np.array([(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK)
     numbers = np.array([number for part in lists for number in part], dtype="<i8")
     return np.concatenate([header.view(np.uint8), tasks.view(np.uint8), numbers.view(np.uint8)])
@@ -68,15 +69,23 @@ def encode_command(command: Command) -> Bytes:
 
 def decode_command(data: Bytes) -> Command:
     """The command in a received buffer; bytes after its end are ignored. Its tasks' times stay with the server."""
-    n_tasks, n_coming, n_forget, n_fetch, n_drop, evaluate, stop, _ = data[:_HEADER_BYTES].view("<i8").tolist()
-    end = _HEADER_BYTES + n_tasks * TASK.itemsize
-    records = data[_HEADER_BYTES:end].view(TASK).tolist()
-    counts = (n_coming, n_forget, n_fetch, n_drop)
+    n_tasks, *counts, evaluate, collect, stop, _ = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
+    end = _COMMAND_HEADER_BYTES + n_tasks * TASK.itemsize
+    records = data[_COMMAND_HEADER_BYTES:end].view(TASK).tolist()
     numbers = data[end : end + 8 * sum(counts)].view("<i8").tolist()
-    coming, forget, fetch, drop = (numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True))
+    lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
     tasks = [_task(record) for record in records]
     send = [bool(record[7]) for record in records]
-    return Command(tasks, send, coming, forget, fetch, drop, evaluate, bool(stop))
+    coming, forget, fetch, drop, commit, discard, adopt = lists
+    return Command(
+        tasks, send, coming, forget, fetch, drop, evaluate, bool(stop), commit, discard, adopt, bool(collect)
+    )
+
+
+def _lists(command: Command) -> tuple[Sequence[int], ...]:
+    """The lists of numbers in a command, in their order."""
+    first = (command.coming, command.forget, command.fetch, command.drop)
+    return (*first, command.commit, command.discard, command.adopt)
 
 
 def _task(record: Sequence[Any]) -> Task:
@@ -108,6 +117,12 @@ def encode_delivered(message: Delivered, counters: Counters) -> Bytes:
 def encode_evaluated(message: Evaluated, counters: Counters) -> Bytes:
     """The announcement of an evaluation's table, which travels apart."""
     return _reply(EVALUATED, len(message.rows), message.version, counters, np.empty(0, np.uint8))
+
+
+def encode_collected(message: Collected, counters: Counters) -> Bytes:
+    """The clients whose states travel apart, at most `MAX_TASKS`; the version's word says whether they are the last."""
+    clients = np.array(message.clients, dtype="<i8").view(np.uint8)
+    return _reply(COLLECTED, len(message.clients), int(message.is_last), counters, clients)
 
 
 def encode_failed(message: Failed, counters: Counters) -> Bytes:

@@ -27,6 +27,7 @@ from fedsim.config.asynchronous import (
 )
 from fedsim.config.base import CountOrZero, Positive
 from fedsim.config.staleness import PolynomialStaleness, RuleSection, StalenessConfig
+from fedsim.config.synchronous import SynchronousRule
 
 
 class FedAvgRule(RuleSection):
@@ -95,6 +96,7 @@ AggregationConfig = Annotated[
     | FedAtRule
     | SafaRule
     | AsoFedRule
-    | AflCsRule,
+    | AflCsRule
+    | SynchronousRule,
     Field(discriminator="rule"),
 ]

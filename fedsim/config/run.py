@@ -12,6 +12,7 @@ from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
 from fedsim.config.devices import DevicesConfig
 from fedsim.config.models import ModelConfig
 from fedsim.config.schedule import ScheduleConfig, TiflSelection
+from fedsim.config.together import check_rule
 from fedsim.config.training import TrainingConfig
 
 
@@ -139,7 +140,7 @@ class RunConfig(Section):
             self._check_alone()
         if self.clock == "wall":
             self._check_wall()
-        self._check_rule()
+        check_rule(self)
         self._check_selection()
         if self.stop.target is not None and self.evaluation.every_versions is None:
             raise ValueError("stop.target reads evaluations: evaluation.every_versions must be given")
@@ -195,8 +196,3 @@ class RunConfig(Section):
                 f"schedule.selection {selection.kind} reads the losses of updates: record.losses must be running or "
                 "full, got none"
             )
-
-    def _check_rule(self) -> None:
-        rule, policy = self.aggregation, self.schedule.policy
-        if rule.policies and policy not in rule.policies:
-            raise ValueError(f"aggregation.rule {rule.rule} {rule.refusal}, got {policy}")

@@ -43,7 +43,7 @@ class SyncSchedule(Section):
     cohort: Count
     over_selection: Annotated[float, Field(ge=1.0, le=1000.0)] = 1.0
     deadline_s: PositiveSeconds | None = None
-    selection: Chosen | SelectionConfig = "uniform"
+    selection: Literal["uniform", "size", "availability", "cyclic"] | SelectionConfig = "uniform"
 
     @property
     def concurrency(self) -> int:

@@ -102,6 +102,10 @@ class Evaluations:
         """Evaluates the last version if that was not done, and waits for what is outstanding; no task starts now."""
         if self._has_tests and version != self._last_issued:
             self._issue(version, virtual_s)
+        self.drain()
+
+    def drain(self) -> None:
+        """Waits for all that is outstanding."""
         while self._virtual_s:
             self._supply.listen()
             self._supply.check_living()

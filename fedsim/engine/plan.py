@@ -29,7 +29,7 @@ from fedsim.config import (
     TiflSelection,
 )
 from fedsim.configfile import sha256
-from fedsim.engine.supply import Bounds
+from fedsim.engine.items import Bounds
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.population.devices import Devices
@@ -39,6 +39,8 @@ from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.tiers import tiers
 from fedsim.training import plan as training_plan
+from fedsim.training.clients import Method, methods_of, n_state_values
+from fedsim.training.local import local_training
 from fedsim.types import Float32, Int64
 
 if TYPE_CHECKING:
@@ -69,6 +71,22 @@ class Plan:
     metric_names: tuple[str, ...]
     bounds: Bounds
     has_tests: bool
+    methods: tuple[Method, ...] = ()
+
+    @property
+    def n_state_values(self) -> int:
+        """Floats that a client keeps from task to task."""
+        return n_state_values(self.methods)
+
+    @property
+    def n_version_values(self) -> int:
+        """Floats of a version as it is sent."""
+        return (1 + self.rule.n_extras) * self.layout.n_parameters
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether clients have models of their own, which are scored in place of the version."""
+        return any(method.is_personal for method in self.methods)
 
     @property
     def n_eligible(self) -> int:
@@ -77,7 +95,7 @@ class Plan:
 
     def work(self) -> Work:
         """What a task asks of a client, for the schedule."""
-        return _work(self.config, self.population)
+        return replace(_work(self.config, self.population), keeps_state=self.n_state_values > 0)
 
     def schedule(self) -> Schedule:
         """The schedule at time zero."""
@@ -108,6 +126,7 @@ class Plan:
             ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
+            *([("clients keep", self._states_text())] if self.n_state_values else []),
             ("room", self._room_text()),
             ("stops at", ", ".join(_stops(config))),
         ]
@@ -178,7 +197,14 @@ class Plan:
         return (
             f"rank zero {rows.server_rows * n_bytes:,} bytes for {rows.server_rows:,} updates; a worker "
             f"{rows.worker_rows * n_bytes:,} bytes for {rows.worker_rows:,} results and as much as "
-            f"{rows.worker_versions * n_bytes:,} bytes for versions"
+            f"{rows.worker_versions * 4 * self.n_version_values:,} bytes for versions"
+        )
+
+    def _states_text(self) -> str:
+        n_bytes, most = 4 * self.n_state_values, self.n_eligible
+        return (
+            f"{n_bytes:,} bytes each, at their workers: together up to {most * n_bytes:,} bytes of {most:,} clients, "
+            f"and {self.concurrency * n_bytes:,} bytes of the tasks in flight"
         )
 
 
@@ -203,15 +229,20 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed, kind)
     layout = Layout.of(module)
     n_bytes = 4 * layout.n_parameters
+    n_down = (1 + aggregation.n_extras(config.aggregation)) * n_bytes
     devices = None
     if config.clock == "virtual":
-        devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_bytes, n_bytes)
+        devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, n_bytes)
         _check_time(config, devices)
     rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
+    methods = methods_of(config, layout)
+    _check_methods(config, people, methods)
     if config.training.path == "none":
         path, group_size, reason = "none", 1, "nothing is trained"
     else:
-        path, group_size, reason = choose_path(config, module, people.sample_shape, loss)
+        local = config.model_copy(update={"training": local_training(config)})
+        has_linear = any(method.has_linear for method in methods)
+        path, group_size, reason = choose_path(local, module, people.sample_shape, loss, has_linear)
     made = Plan(
         config=config,
         base_dir=base_dir,
@@ -227,8 +258,9 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         group_size=group_size,
         path_reason=reason,
         metric_names=loss.metric_names,
-        bounds=_bounds(config, n_bytes, group_size),
+        bounds=_bounds(config, n_bytes, n_down, group_size),
         has_tests=_has_tests(config, people),
+        methods=methods,
     )
     if path == "none" and made.schedule().learns:
         raise ConfigError(
@@ -236,6 +268,19 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
             "local steps learn from updates): choose one that does not, or train"
         )
     return made
+
+
+def _check_methods(config: RunConfig, people: population.Population, methods: tuple[Method, ...]) -> None:
+    """Refuses what a client cannot do, or not there."""
+    if n_state_values(methods) and config.placement == "dynamic":
+        raise ConfigError(
+            "placement: dynamic lets any worker take any client's task, but these clients keep a state at their "
+            "worker: use home or balanced"
+        )
+    if any(method.is_personal for method in methods) and not len(people.test_clients()):
+        raise ConfigError(
+            f"personalization is scored on clients' own test sets, and data set '{config.data.dataset}' has none"
+        )
 
 
 def _work(config: RunConfig, people: population.Population) -> Work:
@@ -272,6 +317,7 @@ def _facts(
         layers=tuple(layout.slices.values()),
         n_updates=_fixed_updates(config),
         planned_versions=config.stop.versions or 0,
+        client_momentum=getattr(config.training.optimizer, "momentum", 0.0),
     )
     if isinstance(config.schedule, SafaSchedule):
         return replace(facts, max_lag=config.schedule.lag_tolerance)
@@ -303,7 +349,7 @@ def updates_a_version(config: RunConfig, concurrency: int) -> int:
     return _fixed_updates(config) or concurrency
 
 
-def _bounds(config: RunConfig, row_bytes: int, group_size: int) -> Bounds:
+def _bounds(config: RunConfig, row_bytes: int, version_bytes: int, group_size: int) -> Bounds:
     """The memory bounds in rows, each raised to the least that works.
 
     An update lives in the buffer of its group's message until the last of the group is consumed, so rank zero
@@ -315,7 +361,7 @@ def _bounds(config: RunConfig, row_bytes: int, group_size: int) -> Bounds:
         n_groups=_N_GROUPS,
         server_rows=max(1, memory.server_updates_bytes // (row_bytes * group_size)),
         worker_rows=max(group_size, memory.worker_updates_bytes // row_bytes),
-        worker_versions=max(group_size, memory.worker_versions_bytes // row_bytes),
+        worker_versions=max(group_size, memory.worker_versions_bytes // version_bytes),
         reserve=1 if config.clock == "virtual" else 0,
     )
 

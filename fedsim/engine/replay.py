@@ -6,6 +6,7 @@ when a version was made. Each task starts as soon as its base version exists aga
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,11 +77,15 @@ class ReplaySchedule:
         self._tasks = _tasks(history, work)
         self._outcomes = [Outcome(value) for value in history.outcome.tolist()]
         self._events = _events(history)
+        _check_clients(self._tasks, self._events)
         self._row_of = {task.task: row for row, task in enumerate(self._tasks)}
         self._by_base: dict[int, list[Task]] = {}
         for task in sorted(self._tasks):
             self._by_base.setdefault(task.base_version, []).append(task)
         self._next = 0
+        self._busy: set[int] = set()  # clients with a task in flight
+        self._asked: dict[int, None] = {}  # clients for whom something has changed, in order
+        self._waiting: dict[int, deque[Task]] = {}  # by client: tasks of a base that exists, after another of its tasks
         self.n_versions = int(history.version.size)
         self.now_s = 0.0
         self.version = 0
@@ -106,6 +111,8 @@ class ReplaySchedule:
             return Step(merge=True)
         row = self._row_of.pop(event.number)
         task, outcome = self._tasks[row], self._outcomes[row]
+        self._busy.discard(task.client)
+        self._asked[task.client] = None
         return Step((task,)) if outcome is Outcome.APPLIED else Step(ended=((task, outcome),))
 
     def instant_over(self) -> bool:
@@ -116,8 +123,18 @@ class ReplaySchedule:
         """Nothing: all decisions are in the record."""
 
     def dispatch(self, now_s: float) -> list[Task]:
-        """The tasks that started from the current version, once."""
-        return self._by_base.pop(self.version, [])
+        """The tasks that started from the current version, once; of one client only when its former one has ended."""
+        for task in self._by_base.pop(self.version, []):
+            self._waiting.setdefault(task.client, deque()).append(task)
+            self._asked[task.client] = None
+        asked, self._asked = self._asked, {}
+        started = []
+        for client in asked:
+            waiting = self._waiting.get(client)
+            if waiting and client not in self._busy:
+                self._busy.add(client)
+                started.append(waiting.popleft())
+        return started
 
 
 def _tasks(history: History, work: Work) -> list[Task]:
@@ -144,7 +161,7 @@ def _tasks(history: History, work: Work) -> list[Task]:
                 arrival_s=arrival_s,
                 due_s=float(row),
                 lost=outcome == Outcome.LOST,
-                wanted=outcome == Outcome.APPLIED,
+                wanted=outcome == Outcome.APPLIED or (outcome == Outcome.LOST and work.keeps_state),
             )
         )
     return tasks
@@ -162,13 +179,20 @@ def _first_steps(history: History) -> Int64:
 
 
 def _events(history: History) -> list[Event]:
-    """The history's events: a row each, and a version as soon as all that went into it is consumed."""
+    """The history's events: a row each, and a version as soon as all that went into it is consumed.
+
+    But what got lost before a version was made comes before it: that ended a task, and the client may have started
+    another one from the former version.
+    """
     events: list[Event] = []
     waiting = dict(zip(history.version.tolist(), history.version_updates.tolist(), strict=True))
     made_s = dict(zip(history.version.tolist(), history.version_s.tolist(), strict=True))
     arrival = history.times_s[-1].tolist()
+    made: list[Event] = []
     rows = zip(history.task.tolist(), history.outcome.tolist(), history.applied_version.tolist(), strict=True)
     for row, (task, outcome, version) in enumerate(rows):
+        if made and not (outcome == Outcome.LOST and arrival[row] <= made[0].time_s):
+            events.append(made.pop())
         if outcome != Outcome.APPLIED:
             events.append(Event(arrival[row], EventKind.LOSS, task))
             continue
@@ -176,8 +200,8 @@ def _events(history: History) -> list[Event]:
         if version in waiting:  # the last buffer may never have become a version
             waiting[version] -= 1
             if waiting[version] == 0:
-                events.append(Event(made_s[version], EventKind.TIMER, version))
-    return events
+                made.append(Event(made_s[version], EventKind.TIMER, version))
+    return events + made
 
 
 def _check(history: History, n_clients: int) -> None:
@@ -208,6 +232,22 @@ def _check_applied(history: History) -> None:
     _demand(np.array_equal(counts, history.version_updates) and bool((counts > 0).all()), merged)
     _demand(bool((np.diff(applied) >= 0).all()), "updates were not applied in the order of the versions")
     _demand(bool((history.base_version[rows] < applied).all()), "an update was applied before its base version existed")
+
+
+def _check_clients(tasks: Sequence[Task], events: Sequence[Event]) -> None:
+    """Whether each client had one task in flight at most: its next one started after its former one had ended."""
+    ended: dict[int, int] = {}  # client -> versions made when its last task ended
+    last: dict[int, int] = {}  # client -> number of its last task
+    by_number = {task.task: task for task in tasks}
+    n_versions = 0
+    for event in events:
+        if event.kind is EventKind.TIMER:
+            n_versions += 1
+            continue
+        task = by_number[event.number]
+        follows = last.get(task.client, -1) < task.task and ended.get(task.client, 0) <= task.base_version
+        _demand(follows, f"client {task.client} had two tasks in flight at once")
+        last[task.client], ended[task.client] = task.task, n_versions
 
 
 def _demand(holds: bool, problem: str) -> None:

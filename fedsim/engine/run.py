@@ -27,6 +27,7 @@ from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.resume import Found, Resumption
 from fedsim.engine.server import EventSource, Server, Watcher
+from fedsim.engine.settling import Settling
 from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.vitals import Vitals
@@ -315,47 +316,58 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
-        transport: Transport = InlineTransport(_worker(made, here, 0, 0, clock), caller.stop_requested)
+        transport: Transport = InlineTransport(_worker(made, here, 1, 0, clock), caller.stop_requested)
         return _serve(made, begun, attempt, caller, transport, clock)
-    from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+    from fedsim.comm.mpi import Channels, Lengths, MpiTransport, WorkerChannel
 
     channels = Channels.open(caller.world.comm)
+    lengths = Lengths(made.n_version_values, made.layout.n_parameters, made.n_state_values)
     if caller.world.rank == 0:
-        transport = MpiTransport(channels, made.layout.n_parameters, made.metric_names)
+        transport = MpiTransport(channels, lengths, made.metric_names)
         return _serve(made, begun, attempt, caller, transport, clock)
-    worker = _worker(made, here, caller.world.rank - 1, caller.world.rank, clock)
-    WorkerChannel(channels, worker, made.layout.n_parameters, clock).serve()
+    worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
+    WorkerChannel(channels, worker, lengths, clock).serve()
     return None
 
 
-def _worker(made: Plan, here: _Here, index: int, rank: int, clock: Callable[[], float]) -> Worker:
-    from fedsim import training
+def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[[], float]) -> Worker:
+    from fedsim.training.clients import ClientStates
+    from fedsim.training.clients.build import build_evaluator, build_trainer
     from fedsim.training.evaluate import Evaluator
     from fedsim.training.objectives import loss_of
     from fedsim.training.shards import ShardCache, vocabulary_of
 
     config = made.config
+    index = max(rank - 1, 0)
     loss, vocabulary = loss_of(config, made.population), vocabulary_of(made.module)
     shards = ShardCache(config.memory.worker_data_bytes, here.device, loss, vocabulary)
-    trainer = training.build(
+    states = ClientStates(made.n_state_values) if made.methods else None
+    trainer = build_trainer(
         config,
         made.population,
         made.module,
+        methods=made.methods,
+        states=states,
+        n_parameters=made.layout.n_parameters,
         payload=made.rule.payload,
         device=here.device,
         worker=rank,
         clock=clock,
         shards=shards,
     )
+    evaluator = Evaluator(config, made.population, made.module, here.device, shards)
+    host_of = placement(config.placement, n_workers, made.balanced_sizes())
+    tested = [client for client in made.population.test_clients() if made.methods and host_of(client) == index]
     return Worker(
         index=index,
         host=platform.node(),
         n_parameters=made.layout.n_parameters,
         trainer=trainer,
-        evaluator=Evaluator(config, made.population, made.module, here.device, shards),
+        evaluator=build_evaluator(evaluator, made.methods, states, made.layout.n_parameters, tested),
         clock=clock,
         trouble=here.trouble,
         n_workers=max(1, len(here.statements) - 1),
+        states=states,
     )
 
 
@@ -387,7 +399,7 @@ def _serve(
         if error is not None:
             record.append("failures", (clock(), *error.where, type(error).__name__, str(error)))
         vitals.write(clock())
-        record.close(status, attempts.totals(server.pulse, clock()), server.weights())
+        record.close(status, attempts.totals(server.pulse, clock()), server.weights()[: made.layout.n_parameters])
         if not in_haste:
             join(folder)
     server.close()
@@ -469,7 +481,7 @@ def _restore(server: Server, keeper: Checkpoints, made: Plan, resumption: Resump
         return
     kept = resumption.checkpoint
     with resume.understood(kept):
-        server.restore(kept.snapshot, resume.versions_of(kept, made.layout.n_parameters))
+        server.restore(kept.snapshot, resume.versions_of(kept, made.n_version_values))
     keeper.begin_at(server.pulse.version)
 
 
@@ -482,12 +494,15 @@ def _server(
     clock: Callable[[], float],
 ) -> tuple[Server, Vitals, Checkpoints]:
     config, record, recorded = made.config, begun.record, attempt.recorded
-    versions = VersionStore(made.layout.n_parameters, config.memory.server_versions_bytes, attempt.folder)
+    versions = VersionStore(made.n_version_values, config.memory.server_versions_bytes, attempt.folder)
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
     bounds = made.bounds if recorded is None else replace(made.bounds, reserve=1)
     report = _reporter(record, transport, clock)
     leniency = Leniency.of(config, attempt.recorded is not None)
-    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s, report, leniency)
+    settling = None
+    if made.methods:
+        settling = Settling(transport.n_workers, made.n_state_values, made.is_personal)
+    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s, report, leniency, settling)
     evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
     schedule: EventSource = made.schedule() if recorded is None else recorded
     vitals = Vitals(transport, supply, record, config.record.flush_s)

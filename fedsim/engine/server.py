@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from fedsim import snapshot, states
 from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
-from fedsim.engine.supply import Item, Supply
+from fedsim.engine.items import Item
+from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
@@ -227,8 +230,16 @@ class Server:
                 "rule": snapshot.of(self._state),
                 "schedule": self._live.snapshot(),
                 "evaluations": self._evaluations.snapshot(),
+                "clients": self._client_states(),
             }
         )
+
+    def _client_states(self) -> Snapshot:
+        """What clients keep, as of what was consumed; nothing where they keep nothing."""
+        if not self._supply.keeps_states:
+            return {}
+        clients, states_nS = self._supply.collect_states()
+        return {"numbers": np.array(clients, dtype=np.int64), "states": states_nS}
 
     def restore(self, saved: Snapshot, versions: Iterable[tuple[int, Float32]]) -> None:
         """Goes on from a snapshot, in a new server, with the versions that were kept with it.
@@ -249,6 +260,10 @@ class Server:
             vector_P.flags.writeable = False
             self._versions.add(number, vector_P)
             numbers.append(number)
+        if self._supply.keeps_states:
+            kept = snapshot.part(saved, "clients")
+            clients, states_nS = snapshot.array(kept, "numbers", np.int64, 1), snapshot.array(kept, "states", "f4", 2)
+            self._supply.adopt_states(clients.tolist(), states_nS)
         self._supply.submit(self._unconsumed())
         self._evaluations.restore(snapshot.part(saved, "evaluations"))
         for number in numbers:
@@ -267,21 +282,23 @@ class Server:
 
     def _unconsumed(self) -> list[Task]:
         """The tasks whose updates may still be consumed."""
-        owed = [task for task, outcome in self._owed if outcome is Outcome.APPLIED]
+        owed = [task for task, outcome in self._owed if outcome is not Outcome.ABORTED and task.wanted]
         return owed + [task for task in self._live.unconsumed() if task.wanted]
 
     def _keep(self) -> None:
         """Hands the state to the keeper, and says which versions it cannot do without."""
         if self._keeper is None:
             return
+        if self._supply.is_personal:  # an evaluation of later states would be another one
+            self._evaluations.drain()
         tasks = {task.base_version for task in self._unconsumed()}
         needed = {self.pulse.version, *tasks, *self._evaluations.outstanding()}
         self._recorder.flush()
         self._keeper.keep(self.snapshot(), sorted(needed))
 
     def keep_last(self) -> None:
-        """Keeps the state that an error has left, if that can be gone on with."""
-        if self._begun and not self._is_torn:
+        """Keeps the state that an error has left, if that can be gone on with and no worker is needed for it."""
+        if self._begun and not self._is_torn and not self._supply.keeps_states:
             self._keep()
 
     # ------------------------------------------------------------------------------ the two clocks
@@ -352,7 +369,8 @@ class Server:
             self._owed.append((task, outcome))
         is_last = room is not None and len(step.consumed) >= room
         is_short = room is not None and len(step.consumed) > room
-        is_patient = not (step.merge or is_last or self._on_wall or self._schedule.learns)
+        must_know = self._on_wall or self._schedule.learns or self._supply.keeps_states
+        is_patient = not (step.merge or is_last or must_know)
         self._left = left = _Left(step.merge, is_last, is_short, is_patient)
         self._is_torn = False
         self._complete(left)
@@ -389,6 +407,12 @@ class Server:
         while owed:
             task, outcome = owed[0]
             if outcome is not Outcome.APPLIED:
+                if outcome is Outcome.LOST and task.wanted:  # its client keeps what it came to
+                    self._supply.bring(task.task, self._while_waiting)
+                    if self._supply.has_failed(task.task):
+                        self._supply.discard(task.task)
+                    else:
+                        self._supply.take(task.task)
                 self._recorder.append("tasks", _ended_row(task, outcome, len(self._rule.scalar_names)))
             elif is_patient and not self._supply.is_here(task.task):
                 return
@@ -465,7 +489,8 @@ class Server:
         if self._clock() - self.pulse.wall_s >= _ATTEND_EVERY_S:
             self._attend()
         if self._supply.lost is not None:
-            self._keep()
+            if not self._supply.keeps_states:  # what clients kept is gone with their worker
+                self._keep()
             raise self._supply.lost
         if self._finished:
             return

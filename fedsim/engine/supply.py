@@ -21,19 +21,27 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
 
-from fedsim.comm.transport import Backoff, Command, Delivered, Evaluated, Failed, Lost, Message, Trained, Transport
+from fedsim.comm.transport import (
+    Backoff,
+    Collected,
+    Command,
+    Delivered,
+    Evaluated,
+    Failed,
+    Lost,
+    Message,
+    Trained,
+    Transport,
+)
 from fedsim.engine import losses
+from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State
+from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import LostError, StalledError
 from fedsim.schedule.placement import ANY_WORKER, among
-from fedsim.types import Float32, Task, TaskReport, Update
-
-Key = tuple[float, float, int]
-Queue = list[tuple[Key, int]]
+from fedsim.types import Float32, Task, Update
 
 _LONGEST_SLEEP_S = 1e-3  # while some worker may be waiting for us
 _LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
@@ -42,67 +50,6 @@ _SERVICE_EVERY = 8  # events without waiting, after which messages are looked at
 
 def _nothing() -> None:
     return None
-
-
-class State(IntEnum):
-    """Where a wanted task stands; see the head of this file."""
-
-    READY = 0
-    POSTED = 1
-    HELD = 2
-    COMING = 3
-    HERE = 4
-    FAILED = 5
-
-
-_AT_WORKER = (State.POSTED, State.HELD, State.COMING)
-
-
-@dataclass(slots=True)
-class Item:
-    """A wanted task on its way; `key` orders items by when they are due.
-
-    `granted`: it has a row of rank zero's room while it is under way; `dropped`: nobody wants it any more; `elsewhere`:
-    the worker that is to try it again, after it failed at another.
-    """
-
-    task: Task
-    key: Key
-    state: State = State.READY
-    worker: int = ANY_WORKER
-    report: TaskReport | None = None
-    row_P: Float32 | None = None
-    submitted_s: float = math.nan
-    arrived_s: float = math.nan
-    granted: bool = False
-    dropped: bool = False
-    n_failed: int = 0
-    elsewhere: int | None = None
-
-
-@dataclass(slots=True)
-class Desk:
-    """What the server knows of one worker: what waits for it, groups given to it, room taken there."""
-
-    ready: Queue = field(default_factory=list)
-    n_groups: int = 0
-    n_rows: int = 0
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Group size, groups a worker may have, and room, in rows (updates) and versions.
-
-    `reserve` rows of the server's room are kept for the due update: 1 where updates are consumed in the order of
-    events, 0 on the wall clock, where whatever arrives is consumed at once.
-    """
-
-    group_size: int
-    n_groups: int
-    server_rows: int
-    worker_rows: int
-    worker_versions: int
-    reserve: int = 1
 
 
 class Supply:
@@ -121,6 +68,7 @@ class Supply:
         stall_timeout_s: float,
         report: losses.Report = losses.unreported,
         leniency: losses.Leniency = losses.NONE,
+        settling: Settling | None = None,
     ) -> None:
         self._transport = transport
         self._home_of = self._host_of = host_of
@@ -140,6 +88,7 @@ class Supply:
         self._arrived: deque[int] = deque()
         self._evaluated: list[Evaluated] = []
         self._evaluating: list[list[int]] = [[] for _ in range(transport.n_workers)]  # versions
+        self._settling = settling
         self._n_server_rows = 0  # here or on the way
         self._n_unserviced = 0
         self._group_s = 0.0  # what training a group takes, as of late
@@ -207,6 +156,11 @@ class Supply:
         self._arrived.clear()
         return numbers
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether clients keep a state, so that a task may only start once the client's former one is settled."""
+        return self._settling is not None and self._settling.keeps_states
+
     def cancel(self, number: int) -> None:
         """Nobody wants the update of this task any more."""
         item = self._items[number]
@@ -219,7 +173,12 @@ class Supply:
             self._forget(item)
 
     def evaluate(self, version: int) -> None:
-        """Sends a version to the worker with the least to do, to be evaluated there."""
+        """Sends a version to the worker with the least to do, to be evaluated there; to all if models are personal."""
+        if self._settling is not None and self._settling.is_personal:
+            for worker in self._living:
+                self._versions.retain(version)
+                self._evaluate_at(worker, version)
+            return
         self._versions.retain(version)
         self._post_evaluation(version)
 
@@ -235,6 +194,9 @@ class Supply:
             self._living,
             key=lambda w: (self._desks[w].n_groups + len(self._evaluating[w]), (w - version) % n_workers),
         )
+        self._evaluate_at(worker, version)
+
+    def _evaluate_at(self, worker: int, version: int) -> None:
         self._evaluating[worker].append(version)
         coming = [version] if self._shelves.pin(worker, version) else []
         self._post(worker, Command(evaluate=version, coming=coming))
@@ -243,6 +205,26 @@ class Supply:
         """The evaluations that came in since the last call."""
         done, self._evaluated = self._evaluated, []
         return done
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether clients are scored by models of their own."""
+        return self._settling is not None and self._settling.is_personal
+
+    def collect_states(self) -> tuple[list[int], Float32]:
+        """What all clients keep, as of the events consumed so far: clients in ascending order, and vectors (n, S)."""
+        assert self._settling is not None
+        for worker in self._living:
+            self._post(worker, Command(collect=True))
+        while not self._settling.is_collected(len(self._living)):
+            self.listen()
+        return self._settling.collection()
+
+    def adopt_states(self, clients: Sequence[int], states_nS: Float32) -> None:
+        """Hands what clients keep to their workers, before any of their tasks is submitted."""
+        assert self._settling is not None
+        for worker, some, rows_nS in self._settling.dealt(clients, states_nS, self._host_of):
+            self._post(worker, Command(adopt=some), rows_nS)
 
     def release_version(self, version: int) -> None:
         """One user of a version less; with the last one the workers may forget it too."""
@@ -397,9 +379,14 @@ class Supply:
         self._desks[item.worker].n_rows -= 1
         self._post(item.worker, Command(drop=(item.task.task,)))
 
-    def _post(self, worker: int, command: Command) -> None:
+    def _post(self, worker: int, command: Command, states_nS: Float32 | None = None) -> None:
         vectors = [self._versions.get(version) for version in command.coming]
-        self._transport.send(worker, command._replace(forget=self._shelves.forgotten(worker)), vectors)
+        if self._settling is not None:
+            *before, command = self._settling.told(worker, command)
+            for first in before:  # more than one command holds
+                self._transport.send(worker, first, ())
+        command = command._replace(forget=self._shelves.forgotten(worker))
+        self._transport.send(worker, command, vectors, *(() if states_nS is None else (states_nS,)))
         self._last_sign_s = self._clock()
 
     # ------------------------------------------------------------------------------ fetching
@@ -440,7 +427,10 @@ class Supply:
                 self._evaluating[message.worker].remove(message.version)
                 self._shelves.unpin(message.worker, message.version)
                 self.release_version(message.version)
-                self._evaluated.append(message)
+                self._evaluated += [message] if self._settling is None else self._settling.evaluated(message)
+            case Collected():
+                assert self._settling is not None
+                self._settling.collected(message)
             case Failed():
                 self._failed(message)
             case Lost():
@@ -454,6 +444,9 @@ class Supply:
         if not self._living:
             self.lost = LostError(f"lost: {message.text}, and no worker is left")
             return
+        if self._settling is not None:
+            self.lost = LostError(f"lost: {message.text}, and what its clients kept: go on from the last checkpoint")
+            return
         self._shelves.lose(worker)
         self._host_of = among(self._living, len(self._desks), self._home_of)
         desk, self._desks[worker] = self._desks[worker], Desk()
@@ -463,7 +456,7 @@ class Supply:
             item = self._items.get(number)
             if item is not None and item.state is State.READY and item.key == key:
                 self._enqueue(item)
-        for item in [item for item in self._items.values() if item.worker == worker and item.state in _AT_WORKER]:
+        for item in [item for item in self._items.values() if item.worker == worker and item.state in AT_WORKER]:
             self._n_server_rows -= item.granted
             if item.dropped:
                 self._forget(item)
@@ -497,7 +490,8 @@ class Supply:
         if item.dropped:
             self._forget(item)
         elif verdict == "retry":
-            item.elsewhere = self._living[(self._living.index(worker) + 1) % len(self._living)]
+            if not self.keeps_states:  # what its client keeps is there
+                item.elsewhere = self._living[(self._living.index(worker) + 1) % len(self._living)]
             self._enqueue(item)
         else:
             item.state, item.arrived_s = State.FAILED, self._clock()
@@ -537,10 +531,14 @@ class Supply:
         update = Update(item.report, item.row_P)
         item.row_P = None
         self._n_server_rows -= 1
+        if self._settling is not None:
+            self._settling.committed(item.worker, item.task.task)
         self._forget(item)
         return update
 
     def _forget(self, item: Item) -> None:
+        if self._settling is not None and item.dropped and item.worker != ANY_WORKER:
+            self._settling.discarded(item.worker, item.task.task)
         del self._items[item.task.task]
         self.release_version(item.task.base_version)
 

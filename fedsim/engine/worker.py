@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from fedsim.comm.faults import Trouble
-from fedsim.comm.transport import Counters, Delivered, Evaluated, Failed, Trained, empty_rows
+from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Trained, empty_rows
+from fedsim.comm.wire import MAX_TASKS
 from fedsim.errors import FedsimError
 from fedsim.types import EvaluationRow, Float32, Task, TaskReport
 
@@ -41,6 +42,18 @@ class Evaluator(Protocol):
     def evaluate(self, vector_P: Float32) -> list[EvaluationRow]: ...
 
 
+class States(Protocol):
+    """What a worker asks of the states that its clients keep (`fedsim.training.clients`)."""
+
+    def commit(self, tasks: Sequence[int]) -> None: ...
+
+    def discard(self, tasks: Sequence[int]) -> None: ...
+
+    def collect(self) -> tuple[list[int], Float32]: ...
+
+    def adopt(self, clients: Sequence[int], rows_nS: Float32) -> None: ...
+
+
 class Worker:
     """The state of one worker: versions it knows, results it holds. `index` is the server's name for it."""
 
@@ -54,6 +67,7 @@ class Worker:
         clock: Callable[[], float],
         trouble: Trouble,
         n_workers: int = 1,
+        states: States | None = None,
     ) -> None:
         self._index = index
         self._host = host
@@ -63,6 +77,7 @@ class Worker:
         self._clock = clock
         self._trouble = trouble
         self._n_workers = n_workers
+        self._states = states
         self._versions: dict[int, Float32] = {}
         self._held: dict[int, Float32] = {}
         self._measured_s = -math.inf
@@ -140,6 +155,25 @@ class Worker:
         """Lets versions go."""
         for version in versions:
             del self._versions[version]
+
+    def settle(self, commit: Sequence[int], discard: Sequence[int]) -> None:
+        """The states of some tasks are what their clients keep from now on, those of others are for nobody."""
+        assert self._states is not None
+        self._states.commit(commit)
+        self._states.discard(discard)
+
+    def adopt(self, clients: Sequence[int], states_nS: Float32) -> None:
+        """Takes over what clients keep, (n, S)."""
+        assert self._states is not None
+        self._states.adopt(clients, states_nS)
+
+    def collect(self) -> list[Collected]:
+        """What all clients keep here, in messages of bounded size."""
+        assert self._states is not None
+        clients, rows_nS = self._states.collect()
+        starts = range(0, max(len(clients), 1), MAX_TASKS)
+        cuts = [slice(start, start + MAX_TASKS) for start in starts]
+        return [Collected(self._index, clients[cut], rows_nS[cut], cut is cuts[-1]) for cut in cuts]
 
     def evaluate(self, version: int) -> Evaluated:
         """The test results of a known version."""

@@ -211,7 +211,7 @@ class SyncPolicy:
         wanted = {number for _, number in (arrivals if self._needs_spares else arrivals[: self._cohort])}
         if math.isnan(tasks[0].arrival_s):  # the wall clock: nothing is known of the end
             wanted = {t.task for t in tasks}
-        tasks = [t if t.task in wanted else t._replace(wanted=False) for t in tasks]
+        tasks = [t if t.task in wanted or t.lost else t._replace(wanted=False) for t in tasks]
         self._out = {t.task: t for t in tasks}
         return tasks, None if self._deadline_s is None else Timer(end_s, self._round)
 

@@ -62,6 +62,7 @@ class Work:
     """What a task asks of a client: its samples, steps and samples processed for them, learning rate at a version.
 
     `n_processed_in` is the samples processed in so many steps (samples, steps), where a pace decides these.
+    `keeps_state`: clients keep a state from task to task, so that a task counts for its client even if it gets lost.
     """
 
     n_samples: Callable[[Int64], Int64]
@@ -70,6 +71,7 @@ class Work:
     learning_rate: Callable[[int], float]
     counts_steps: bool
     n_processed_in: Callable[[int, int], int] | None = None
+    keeps_state: bool = False
 
 
 class Schedule:
@@ -380,5 +382,6 @@ class Schedule:
             times = (_NAN, _NAN, _NAN, _NAN, _NAN, False, True)
             return Task(number, client, version, size, steps, first_step, learning_rate, now_s, *times)
         download_s, compute_s, upload_s, arrival_s, lost = plan
-        times = (download_s, compute_s, upload_s, arrival_s, arrival_s, lost, not lost)
+        wanted = self._work.keeps_state or not lost
+        times = (download_s, compute_s, upload_s, arrival_s, arrival_s, lost, wanted)
         return Task(number, client, version, size, steps, first_step, learning_rate, now_s, *times)

@@ -8,15 +8,16 @@ times (almost everyone absent) is the whole domain looked at.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.seeding import Purpose, uniforms
+from fedsim.seeding import Purpose, cycle_orders, uniforms
 from fedsim.types import Float64, Int64
 
-SelectionKind = Literal["uniform", "size", "availability"]
+SelectionKind = Literal["uniform", "size", "availability", "cyclic"]
 
 _BLOCK = 1024
 _TRIES = 64
@@ -106,11 +107,15 @@ class Selection:
         self._sizes = sizes
         self._block_number = -1
         self._block: list[float] = []
+        self._cycles: list[Int64] = []
+        self._cycle_orders: Iterator[Int64] | None = None
 
     def choose(self, domain: Domain, task: int, time_s: float) -> int | None:
         """The position that task number `task` goes to, or None if nobody idle is available at `time_s`."""
         if domain.n_idle == 0:
             return None
+        if self._kind == "cyclic":
+            return self._turn(domain, task)
         if self._kind == "uniform" and self._devices.always_available:
             return domain.kth_idle(int(self._uniform(task) * domain.n_idle))
         if domain.size <= _ENUMERATE:
@@ -118,6 +123,15 @@ class Selection:
         words = self._words(task)
         position = self._by_rejection(domain, words[:-1], time_s)
         return self._by_enumeration(domain, time_s, words[-1]) if position is None else position
+
+    def _turn(self, domain: Domain, task: int) -> int:
+        """The position whose turn it is: each comes once a cycle, in an order drawn for the cycle."""
+        cycle, place = divmod(task, domain.size)
+        while len(self._cycles) <= cycle:
+            if self._cycle_orders is None:
+                self._cycle_orders = cycle_orders(self._seed, domain.size)
+            self._cycles.append(next(self._cycle_orders))
+        return int(self._cycles[cycle][place])
 
     def next_available_s(self, domain: Domain, time_s: float) -> float:
         """When the next idle client of the domain that can be chosen becomes available; infinite if never."""

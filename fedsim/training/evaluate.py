@@ -84,6 +84,11 @@ class Evaluator:
             return central or self._pooled(clients, progress)
         return [self._row(client, self._score_client(client, progress)) for client in clients] + central
 
+    def client_row(self, client: int, vector_P: Float32) -> EvaluationRow:
+        """The row of one client's test set for a model of its own, float32 (P,)."""
+        self._weights.load(vector_P)
+        return self._row(client, self._score_client(client, _nothing))
+
     def _central(self, progress: Callable[[], None]) -> list[EvaluationRow]:
         if self._has_central is None:
             self._has_central = self._population.central_test() is not None

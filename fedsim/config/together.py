@@ -1,0 +1,58 @@
+"""What a rule asks of the sections around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedsim.config.schedule import SyncSchedule
+from fedsim.config.synchronous import CyclicRule, FedDynRule, FedNovaRule, QFedAvgRule, ScaffoldRule
+from fedsim.config.training import AdamOptimizer, SgdOptimizer
+
+if TYPE_CHECKING:
+    from fedsim.config.run import RunConfig
+
+
+def check_rule(config: RunConfig) -> None:
+    """Raises ValueError for a rule whose schedule, clients or record do not give what it needs."""
+    rule, policy = config.aggregation, config.schedule.policy
+    if rule.policies and policy not in rule.policies:
+        raise ValueError(f"aggregation.rule {rule.rule} {rule.refusal}, got {policy}")
+    optimizer, objective = config.training.optimizer, config.training.objective
+    if isinstance(rule, ScaffoldRule) and not (isinstance(optimizer, SgdOptimizer) and optimizer.momentum == 0.0):
+        got = "with momentum" if isinstance(optimizer, SgdOptimizer) else optimizer.kind
+        raise ValueError(
+            "aggregation.rule scaffold reads clients' mean gradients off their updates: training.optimizer must be sgd "
+            f"without momentum, got {got}"
+        )
+    if isinstance(rule, FedNovaRule) and (isinstance(optimizer, AdamOptimizer) or objective.kind != "plain"):
+        raise ValueError(
+            "aggregation.rule fednova knows the weights of gradients in an update for sgd on a plain objective: "
+            f"got training.optimizer {optimizer.kind} and training.objective {objective.kind}"
+        )
+    if isinstance(rule, FedDynRule) and objective.kind != "plain":
+        raise ValueError(
+            "aggregation.rule feddyn adds its own terms to the clients' objective: training.objective must be plain, "
+            f"got {objective.kind}"
+        )
+    if isinstance(rule, QFedAvgRule) and config.record.losses != "full":
+        raise ValueError(
+            "aggregation.rule q-fedavg reads the loss of the version on all of a client's samples: record.losses must "
+            f"be full, got {config.record.losses}"
+        )
+    _check_cycle(config)
+
+
+def _check_cycle(config: RunConfig) -> None:
+    schedule = config.schedule
+    if isinstance(config.aggregation, CyclicRule) and schedule.concurrency != 1:
+        raise ValueError(
+            "aggregation.rule cyclic passes one model on: schedule.cohort and over_selection must be 1, "
+            f"got {schedule.concurrency} tasks a round"
+        )
+    if not isinstance(schedule, SyncSchedule) or schedule.selection != "cyclic":
+        return
+    if schedule.concurrency != 1 or config.devices.availability.kind != "always":
+        raise ValueError(
+            "schedule.selection cyclic gives each client its turn: schedule.cohort and over_selection must be 1 and "
+            "devices.availability.kind always"
+        )

@@ -1,0 +1,66 @@
+"""What clients keep gives the same bits on any number of ranks: with losses, aborted tasks, little room, replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Ran = Callable[..., dict[str, Any]]
+
+SAME = ("model_sha256", "metrics", "versions", "updates", "status")
+SMALLEST = tuple(
+    f"memory.{name}=0"
+    for name in ("server_updates_bytes", "server_versions_bytes", "worker_updates_bytes", "worker_versions_bytes")
+)
+CONFIG = """
+name: states
+seed: 5
+data: {dataset: synthetic-leaf, clients: 12, features: 9, classes: 3, max_samples: 60}
+model: {kind: logistic}
+training: {optimizer: {kind: sgd, learning_rate: 0.05}, batch_size: 8, steps: 5, order: continued}
+devices:
+  compute: {time: {law: exponential, mean: 1.0}}
+  loss_probability: 0.2
+schedule: {policy: sync, cohort: 4, over_selection: 1.5, deadline_s: 3.0}
+aggregation: {rule: %s}
+evaluation: {every_versions: 5}
+stop: {versions: 20}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[[str], str]:
+    def written(rule: str) -> str:
+        path = tmp_path / f"{rule}.yaml"
+        path.write_text(CONFIG % rule)
+        return str(path)
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("rule", "n", "sets"),
+    [("scaffold", 4, (*SMALLEST, "training.group_size=3")), ("feddyn", 2, ("placement=balanced",))],
+)
+def test_the_same_bits(
+    rule: str, n: int, sets: tuple[str, ...], ran: Ran, config: Callable[[str], str], tmp_path: Path
+) -> None:
+    alone, there = ran(1, tmp_path / "1", config(rule)), ran(n, tmp_path / "n", config(rule), *sets)
+    assert alone["status"] == "done" and there["ranks"] == n
+    for key in (*SAME, "history_sha256"):
+        assert there[key] == alone[key]
+
+
+def test_a_replay(start: Callable[..., Any], ran: Ran, summary: Any, config: Any, tmp_path: Path) -> None:
+    alone = ran(1, tmp_path / "1", config("scaffold"))
+    done = start(2, "replay", str(tmp_path / "1"), "--out", str(tmp_path / "replay"), "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert {key: summary(tmp_path / "replay")[key] for key in SAME} == {key: alone[key] for key in SAME}
+
+
+def test_states_need_a_home(start: Callable[..., Any], config: Any) -> None:
+    done = start(1, "check", config("scaffold"), "--set", "placement=dynamic")
+    assert done.returncode == 2 and "use home or balanced" in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,10 @@ import pytest
 from fedsim.record.reader import open_run
 
 
-def submitted(cluster: Any, out: Path, config: str, *words: str) -> str:
-    """The number of a job."""
-    said = cluster.call(
-        *(sys.executable, "-m", "fedsim", "submit", config, "--machine", "private-cluster", "--out", str(out), *words)
-    )
+def submitted(cluster: Any, out: Path, config: str, *words: str, python: str = sys.executable) -> str:
+    """The number of a job; of the machine "private-cluster" unless the words name another."""
+    machine = () if "--machine" in words else ("--machine", "private-cluster")
+    said = cluster.call(python, "-m", "fedsim", "submit", config, *machine, "--out", str(out), *words)
     return str(said.split()[1].rstrip(":"))
 
 
@@ -28,7 +29,6 @@ def printed(out: Path) -> str:
 @pytest.fixture(scope="session")
 def inline(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`inline(config, *overrides)`: the summary of a run in one process."""
-    import subprocess
 
     def runner(config: str, *overrides: str) -> dict[str, Any]:
         out = tmp_path_factory.mktemp("inline") / "run"
@@ -44,14 +44,32 @@ def bits(summary: dict[str, Any]) -> tuple[str, str]:
     return summary["model_sha256"], summary["history_sha256"]
 
 
-def test_a_submitted_job_runs_on_both_nodes(cluster: Any, tmp_path: Path, inline: Any) -> None:
-    out = tmp_path / "run"
-    sets = ("--set", "stop.versions=40")
-    job = submitted(cluster, out, "configs/quickstart.yaml", *sets)
-    assert cluster.ended(job, 120) == "COMPLETED", printed(out)
-    run = open_run(out)
-    assert run.attributes["slurm_job_id"] == job
-    assert run.attributes["slurm_job_num_nodes"] == "2"
-    assert bits(run.summary()) == bits(inline("configs/quickstart.yaml", "stop.versions=40"))
-    if cluster.mode == "namespaces":
-        assert json.loads(str(run.attributes["hosts"])) == ["n1", "n2"]
+SHORT = ("--set", "stop.versions=40")
+
+
+def test_the_bits_are_those_of_any_mpi_and_any_placement(cluster: Any, tmp_path: Path, inline: Any) -> None:
+    """Open MPI by mpirun and MPICH by srun, on one node and on two: four jobs at once."""
+    mpich = os.environ.get("FEDSIM_TEST_MPICH_PYTHON")
+    if not mpich:
+        pytest.skip("FEDSIM_TEST_MPICH_PYTHON is not set: launch/test sets it")
+    # Both nodes share a kernel: UCX would take them for one host and try shared memory between them.
+    machine = "{name: srun, launcher: srun, mpi: pmi2, warn_s: 60, environment: {UCX_TLS: 'tcp,self'}}"
+    (tmp_path / "srun.yaml").write_text(machine + "\n")
+    srun = ("--machine", str(tmp_path / "srun.yaml"), "--ranks", "4")
+    jobs = {}
+    for nodes in (1, 2):
+        words = ("--nodes", str(nodes), *SHORT)
+        open_mpi, other = tmp_path / f"open-{nodes}", tmp_path / f"mpich-{nodes}"
+        jobs[open_mpi] = submitted(cluster, open_mpi, "configs/quickstart.yaml", "--ranks", "4", *words)
+        jobs[other] = submitted(cluster, other, "configs/quickstart.yaml", *srun, *words, python=mpich)
+    wanted = bits(inline("configs/quickstart.yaml", *SHORT[1:]))
+    for out, job in jobs.items():
+        assert cluster.ended(job, 150) == "COMPLETED", printed(out)
+        run = open_run(out)
+        assert bits(run.summary()) == wanted
+        assert run.attributes["slurm_job_id"] == job and run.attributes["ranks"] == 4
+        library = "Open MPI" if out.name.startswith("open") else "MPICH"
+        assert str(run.attributes["mpi_library"]).startswith(library)
+        assert run.attributes["slurm_job_num_nodes"] == out.name[-1]
+        if cluster.mode == "namespaces":
+            assert len(json.loads(str(run.attributes["hosts"]))) == int(out.name[-1])

@@ -6,18 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedsim.errors import FedsimError
 from fedsim.record.reader import open_run
 
 
-def submitted(cluster: Any, out: Path, config: str, *words: str, python: str = sys.executable) -> str:
+def submitted(
+    cluster: Any,
+    out: Path,
+    config: str,
+    *words: str,
+    python: str = sys.executable,
+    env: Mapping[str, str] | None = None,
+) -> str:
     """The number of a job; of the machine "private-cluster" unless the words name another."""
     machine = () if "--machine" in words else ("--machine", "private-cluster")
-    said = cluster.call(python, "-m", "fedsim", "submit", config, *machine, "--out", str(out), *words)
+    said = cluster.call(python, "-m", "fedsim", "submit", config, *machine, "--out", str(out), *words, env=env)
     return str(said.split()[1].rstrip(":"))
 
 
@@ -73,3 +82,32 @@ def test_the_bits_are_those_of_any_mpi_and_any_placement(cluster: Any, tmp_path:
         assert run.attributes["slurm_job_num_nodes"] == out.name[-1]
         if cluster.mode == "namespaces":
             assert len(json.loads(str(run.attributes["hosts"]))) == int(out.name[-1])
+
+
+SLOW = {"FEDSIM_INJECT": "sleep:0.1"}  # before each group: long enough to be interrupted, with the same bits
+
+
+def rows(out: Path, table: str) -> int:
+    """Rows of a table of a run that may be going on; 0 before there is one."""
+    try:
+        return open_run(out).n_rows(table)
+    except FedsimError:
+        return 0
+
+
+def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster: Any, tmp_path: Path, inline: Any) -> None:
+    """Pre-empted by a job of another partition: USR2, a checkpoint, exit code 75, requeued, and on from there."""
+    out, config = tmp_path / "run", "configs/digits-buffered.yaml"
+    job = submitted(cluster, out, config, env=SLOW)
+    cluster.until("some versions", lambda: rows(out, "versions") >= 8, 90)
+    urgent = cluster.call(
+        "sbatch", *f"--parsable -N2 --exclusive -p urgent -o {tmp_path}/urgent.out --wrap".split(), "true"
+    )
+    cluster.until("pre-emption", lambda: cluster.job(job).get("Restarts") == "1", 60)
+    assert cluster.ended(urgent.strip(), 60) == "COMPLETED"
+    assert cluster.ended(job, 120) == "COMPLETED", printed(out)
+    run = open_run(out)
+    assert [attempt["status"] for attempt in run.attempts] == ["stopped", "done"], printed(out)
+    assert run.attributes["slurm_restart_count"] == "1"
+    assert run.attempts[0]["rows"]["versions"] >= 8, "it went on, and did not start again"
+    assert bits(run.summary()) == bits(inline(config))

@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "fedsim.cli.reading:compare",
     "replay": "fedsim.cli.running:replay",
     "submit": "fedsim.cli.submitting:submit",
+    "scale": "fedsim.bench.scale:scale",
     "list": "fedsim.cli.planning:list_names",
     "bench": "fedsim.bench:bench",
 }

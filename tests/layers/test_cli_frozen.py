@@ -35,6 +35,17 @@ FROZEN = {
         ("--dry-run",),
         HELP,
     ],
+    "scale": [
+        "CONFIG",
+        ("--set",),
+        ("--workers",),
+        ("--nodes",),
+        ("--weak",),
+        ("--repeat",),
+        ("--out",),
+        ("--json",),
+        HELP,
+    ],
     "list": ["[WHAT]", HELP],
     "bench": [HELP],  # a group: its commands' words are in tests/unit/test_bench.py
 }

@@ -1,0 +1,167 @@
+"""`fedsim scale`: what grows, what is written, and that a study of a small run holds together."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim import configfile
+from fedsim.bench.figures import Report
+from fedsim.bench.machine import this_machine
+from fedsim.bench.rank import Stopwatch
+from fedsim.bench.scale import numbers
+from fedsim.bench.scale.files import check, extrap
+from fedsim.bench.scale.measure import Study, _figures, grown
+from fedsim.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+RATES = {1: (10.0, 12.0), 2: (19.0, 20.0), 4: (30.0, 32.0)}
+
+
+def runs() -> list[dict[str, Any]]:
+    """Two rounds, with what the figures read."""
+    split = {"0": {"aggregate": 1.0, "record": 2.0, "wait": 90.0}}
+    worker = {"train": 80.0, "evaluate": 1.0, "send": 2.0, "wait": 15.0}
+    return [
+        {
+            "workers": n,
+            "nodes": 0,
+            "updates_per_s": RATES[n][i],
+            "split": {**split, **{str(w + 1): worker for w in range(n)}},
+        }
+        for i in range(2)
+        for n in RATES
+    ]
+
+
+def study(**changes: Any) -> Study:
+    config = configfile.load(ROOT / "configs" / "digits-buffered.yaml")
+    return Study(
+        **{
+            "config": config,
+            "base_dir": ROOT,
+            "workers": [1, 2, 4],
+            "nodes": [0],
+            "weak": False,
+            "repeat": 2,
+            **changes,
+        }
+    )
+
+
+def test_efficiency_is_against_one_worker_of_the_same_round() -> None:
+    figures = {figure.name: figure for figure in _figures(study(), runs())}
+    assert figures["updates, 2 workers"].value == 19.5
+    two = figures["efficiency, 2 workers"]
+    assert (two.least, two.most) == (pytest.approx(100 * 20 / 12 / 2), pytest.approx(100 * 19 / 10 / 2))
+    assert figures["efficiency, 4 workers"].value == pytest.approx(100 * (3.0 + 32 / 12) / 2 / 4)
+    assert "efficiency, 1 worker" not in figures
+    assert figures["a worker's time: train, 4 workers"].value == 80.0
+    assert figures["rank zero's time: record, 1 worker"].value == 2.0
+
+
+def test_extra_p_gets_all_repetitions_of_a_point_on_one_line() -> None:
+    assert extrap(runs()) == (
+        "PARAMETER workers\nPOINTS ( 1 ) ( 2 ) ( 4 )\nREGION update\nMETRIC seconds\n"
+        "DATA 0.1 0.0833333333\nDATA 0.0526315789 0.05\nDATA 0.0333333333 0.03125\n"
+    )
+
+
+def test_weak_scaling_gives_each_worker_what_one_had() -> None:
+    buffered = grown(configfile.load(ROOT / "configs" / "digits-buffered.yaml"), 3)
+    assert (buffered.partition.clients, buffered.schedule.concurrency, buffered.schedule.buffer) == (180, 48, 24)  # type: ignore[union-attr]
+    assert buffered.stop.versions == 60  # each of three times the updates
+    rounds = grown(configfile.load(ROOT / "configs" / "images-sync.yaml"), 2)
+    assert (rounds.data.clients, rounds.schedule.cohort, rounds.stop.versions) == (2000, 20, 30)  # type: ignore[union-attr]
+    single = grown(configfile.load(ROOT / "configs" / "heart-async.yaml", ["schedule.concurrency=2"]), 2)
+    assert (single.schedule.concurrency, single.stop.versions) == (4, 400)
+
+
+def test_the_reframe_check_finds_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check's own extraction, on what the command prints."""
+    report = Report("scale", this_machine("x"), "what", {"kind": "strong"}, _figures(study(), runs()), runs())
+    text = check(report, study(), Path("configs/digits-buffered.yaml"))
+    ast.parse(text)
+    import re
+
+    sanity = types.SimpleNamespace(
+        assert_found=lambda pattern, said: bool(re.search(pattern, said)),
+        extractsingle=lambda pattern, said, group, kind: kind(re.search(pattern, said)[group]),  # type: ignore[index]
+        make_performance_function=lambda value, unit: (value, unit),
+    )
+    fake = types.ModuleType("reframe")
+    fake.simple_test, fake.RunOnlyRegressionTest = (lambda cls: cls), object  # type: ignore[attr-defined]
+    for name, module in (
+        ("reframe", fake),
+        ("reframe.utility", types.ModuleType("u")),
+        ("reframe.utility.sanity", sanity),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+    sys.modules["reframe.utility"].sanity = sanity  # type: ignore[attr-defined]
+    fake.utility = sys.modules["reframe.utility"]  # type: ignore[attr-defined]
+    scope: dict[str, Any] = {"sanity_function": lambda f: f, "run_before": lambda stage: lambda f: f}
+    exec(compile(text, "check.py", "exec"), scope)
+    made = scope["FedsimScale"]()
+    made.stdout = report.json()
+    assert made.is_whole()
+    made.set_performance()
+    assert made.perf_variables == {"updates_1": (11.0, "1/s"), "updates_2": (19.5, "1/s"), "updates_4": (31.0, "1/s")}
+    assert made.reference["*"]["updates_2"] == (19.5, -0.1, None, "1/s")
+    assert made.executable_opts[:4] == ["scale", "configs/digits-buffered.yaml", "--workers", "1,2,4"]
+
+
+def test_lists_of_numbers_are_checked() -> None:
+    assert numbers(" 1, 8", "--workers") == [1, 8]
+    for wrong in ("", "0", "1,,2", "a", "-1", "1.5", "1000000000000000000000"):
+        with pytest.raises(ConfigError, match=r"--workers: got .* allowed: numbers"):
+            numbers(wrong, "--workers")
+
+
+def test_a_stopwatch_counts_nested_calls_once() -> None:
+    class Owner:
+        def outer(self) -> int:
+            return self.inner() + 1
+
+        def inner(self) -> int:
+            time.sleep(0.02)
+            return 1
+
+    watch = Stopwatch()
+    watch.watch(Owner, ("outer",), "a")
+    watch.watch(Owner, ("inner",), "b")
+    assert Owner().outer() == 2 and set(watch.spent_s) == {"a"} and watch.spent_s["a"] >= 0.02
+    assert Owner().inner() == 1 and watch.spent_s["b"] >= 0.02
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_study_of_a_small_run(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "fedsim", "scale", str(ROOT / "configs" / "digits-buffered.yaml"), "--workers", "2"]
+    words += ["--set", "stop.versions=20", "--set", "record.flush_s=0.05", "--repeat", "1", "--out", "study", "--json"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [run["workers"] for run in found["runs"]] == [1, 2]
+    assert len({run["model_sha256"] for run in found["runs"]}) == 1
+    for run in found["runs"]:
+        assert set(run["split"]) == {str(rank) for rank in range(run["workers"] + 1)}
+        assert run["split"]["0"]["record"] > 0 and run["split"]["0"]["aggregate"] > 0
+        assert 0 < sum(run["split"]["1"].values()) < 105
+    assert json.loads((tmp_path / "study" / "scale.json").read_text()) == found
+    assert (tmp_path / "study" / "scale.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "study" / "extrap.txt").read_text().count("DATA") == 2
+
+
+def test_nodes_outside_of_a_job_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    words = [sys.executable, "-m", "fedsim", "scale", str(ROOT / "configs" / "digits-buffered.yaml"), "--nodes", "1,2"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--nodes asks for 2 nodes, but this is no Slurm job" in done.stderr

@@ -115,7 +115,8 @@ def test_the_reframe_check_finds_its_figures(monkeypatch: pytest.MonkeyPatch) ->
     made.set_performance()
     assert made.perf_variables == {"updates_1": (11.0, "1/s"), "updates_2": (19.5, "1/s"), "updates_4": (31.0, "1/s")}
     assert made.reference["*"]["updates_2"] == (19.5, -0.1, None, "1/s")
-    assert made.executable_opts[:4] == ["scale", "configs/digits-buffered.yaml", "--workers", "1,2,4"]
+    assert made.executable_opts[0] == "scale" and made.executable_opts[2:4] == ["--workers", "1,2,4"]
+    assert Path(made.executable_opts[1]).is_absolute()
 
 
 def test_lists_of_numbers_are_checked() -> None:

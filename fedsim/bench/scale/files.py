@@ -70,7 +70,8 @@ def extrap(runs: Sequence[Mapping[str, Any]]) -> str:
 def check(report: Report, study: Study, config: Path) -> str:
     """A ReFrame check that runs the study again, with the medians as its reference."""
     medians = _medians(report.runs)
-    options = [str(config.resolve()), "--workers", ",".join(map(str, study.workers)), "--repeat", str(study.repeat), "--json"]
+    counts = ",".join(map(str, study.workers))
+    options = [str(config.resolve()), "--workers", counts, "--repeat", str(study.repeat), "--json"]
     return _CHECK.format(
         name=study.config.name,
         file="fedsim_scale_check.py",

@@ -58,6 +58,10 @@ class StalledError(FedsimError):
     exit_code = EXIT_STALLED
 
 
+class SilentError(StalledError):
+    """A run of which no worker gives a sign of life; every rank's stack is printed."""
+
+
 class LostError(FedsimError):
     """A run that lost more than it could bear, such as its last worker."""
 

@@ -119,12 +119,13 @@ def _part(
     report: Callable[[Ending, bool], int],
     quiet: bool,
 ) -> int:
-    from fedsim.engine import launching
+    from fedsim.engine import launching, watchdog
     from fedsim.engine.run import Caller
 
+    watchdog.listen_to_signal()
     with launching.StopSignals(world) as stop, _progress(world, limits, quiet) as progress:
         watchers = (progress,) if world.rank == 0 else ()
-        ending = start(Caller(world, ("fedsim", *sys.argv[1:]), watchers, stop))
+        ending = start(Caller(world, ("fedsim", *sys.argv[1:]), watchers, stop, may_exit=True))
     if ending is None:
         return EXIT_DONE
     code = report(ending, quiet)

@@ -20,8 +20,14 @@ class InlineTransport:
 
     n_workers = 1
 
-    def __init__(self, worker: WorkerCore, leave_off: Callable[[], bool] = lambda: False) -> None:
-        """`leave_off` says, between steps of training, that nobody waits for it any more."""
+    def __init__(
+        self,
+        worker: WorkerCore,
+        leave_off: Callable[[], bool] = lambda: False,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`leave_off` says, between steps of training, that nobody waits for it any more; `beat` is a sign of life."""
+        self._beat = beat
         self._worker = worker
         self._leave_off = leave_off
         self._jobs: deque[Callable[[], Sequence[Message]]] = deque()
@@ -70,11 +76,12 @@ class InlineTransport:
         return ()
 
     def _progress(self) -> None:
+        self._beat()
         if self._leave_off():
             raise _LeftOff
 
     def counters(self, worker: int) -> Counters:
         return self._worker.counters
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
         self._jobs.clear()

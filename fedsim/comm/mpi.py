@@ -32,6 +32,7 @@ from fedsim.comm.transport import (
     Lost,
     Message,
     Trained,
+    Watched,
     WorkerCore,
     empty_rows,
 )
@@ -188,9 +189,9 @@ class MpiTransport:
     def counters(self, worker: int) -> Counters:
         return self._counters[worker]
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
         for worker in range(self.n_workers):
-            self.send(worker, Command(stop=True), ())
+            self.send(worker, Command(stop=True, shows_stack=shows_stack), ())
         backoff, start_s = Backoff(), time.monotonic()
         while any(request is not None for request in self._receives) or self._pending or not self._all_sent():
             if not self.poll():
@@ -285,7 +286,15 @@ class MpiTransport:
 class WorkerChannel:
     """A worker's end: takes commands, runs them against its core, sends what comes of them."""
 
-    def __init__(self, channels: Channels, core: WorkerCore, lengths: Lengths, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        core: WorkerCore,
+        lengths: Lengths,
+        clock: Callable[[], float],
+        watch: Watched,
+    ) -> None:
+        self._watch = watch
         self._channels = channels
         self._core = core
         self._lengths = lengths
@@ -325,12 +334,14 @@ class WorkerChannel:
             backoff.sleep()
 
     def _wait(self, backoff: Backoff) -> None:
+        self._watch.beat()
         start_s = self._clock()
         backoff.sleep()
         self._core.counters.waiting_s += self._clock() - start_s
 
     def _progress(self) -> None:
         """Takes what has come in and lets go of what has left; called between steps of training, too."""
+        self._watch.beat()
         try:
             self._outbox.advance()
             while not self._stopped and self._receive.Test():
@@ -350,6 +361,8 @@ class WorkerChannel:
     def _take(self, command: Command) -> None:
         if command.stop:
             self._stopped = True
+            if command.shows_stack:
+                self._watch.dump()
             self._jobs.clear()
             return
         self._receive = self._channels.commands.Irecv(self._buffer, source=0)

@@ -40,6 +40,7 @@ class Command(NamedTuple):
     discard: Sequence[int] = ()
     adopt: Sequence[int] = ()
     collect: bool = False
+    shows_stack: bool = False
 
     @property
     def settles(self) -> bool:
@@ -146,12 +147,24 @@ class Transport(Protocol):
     def counters(self, worker: int) -> Counters:
         """The worker's counters as of its last message."""
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
         """Stops the workers and returns when they have stopped; what they still send is thrown away.
+
+        `shows_stack`: they print where they are before they do.
 
         Raises:
             StalledError: a worker did not stop within `timeout_s` (None: wait for ever).
         """
+
+
+class Watched(Protocol):
+    """A rank's watch over itself."""
+
+    def beat(self) -> None:
+        """A sign of life."""
+
+    def dump(self) -> None:
+        """Prints the stack of each thread."""
 
 
 class WorkerCore(Protocol):

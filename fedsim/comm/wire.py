@@ -60,7 +60,7 @@ TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED = range(1, 7)
 def encode_command(command: Command) -> Bytes:
     """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
     lists = _lists(command)
-    flags = (command.evaluate, int(command.collect), int(command.stop), 0)
+    flags = (command.evaluate, int(command.collect), command.stop + command.shows_stack, 0)
     header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
     tasks = np.array([(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK)
     numbers = np.array([number for part in lists for number in part], dtype="<i8")
@@ -77,9 +77,8 @@ def decode_command(data: Bytes) -> Command:
     tasks = [_task(record) for record in records]
     send = [bool(record[7]) for record in records]
     coming, forget, fetch, drop, commit, discard, adopt = lists
-    return Command(
-        tasks, send, coming, forget, fetch, drop, evaluate, bool(stop), commit, discard, adopt, bool(collect)
-    )
+    flags = (bool(collect), stop > 1)
+    return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *flags)
 
 
 def _lists(command: Command) -> tuple[Sequence[int], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -21,7 +21,7 @@ from fedsim.engine import attempts, resume
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.evaluations import Evaluations
-from fedsim.engine.launching import World, why_not_survivable
+from fedsim.engine.launching import World, headline, why_not_survivable
 from fedsim.engine.losses import Leniency, Report
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
@@ -31,8 +31,9 @@ from fedsim.engine.settling import Settling
 from fedsim.engine.supply import Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.vitals import Vitals
+from fedsim.engine.watchdog import Watch
 from fedsim.engine.worker import Worker
-from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, StalledError
+from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, SilentError, StalledError
 from fedsim.record.join import join
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
@@ -67,12 +68,16 @@ class Ending:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who runs it: the ranks, the words of the command line, who watches, and who may ask for an end."""
+    """Who runs it: the ranks, the words of the command line, who watches, and who may ask for an end.
+
+    `may_exit`: the process is the run's own, and may be ended where nothing else ends a stall.
+    """
 
     world: World
     command_line: Sequence[str] = ()
     watchers: Sequence[Watcher] = ()
     stop_requested: Callable[[], bool] = lambda: False
+    may_exit: bool = False
     allow_mixed: bool = False
 
 
@@ -311,22 +316,25 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
         )
     begun = _claim(attempt, made, here, caller)
     clock = WallClock()
+    watch = Watch(made.config.stall_timeout_s, headline(caller.world), caller.may_exit and caller.world.comm is None)
     if made.training_path == "none":
         return _alone(made, begun, attempt.folder, caller, clock)
     if caller.world.comm is None:
         from fedsim.comm.inline import InlineTransport
 
-        transport: Transport = InlineTransport(_worker(made, here, 1, 0, clock), caller.stop_requested)
-        return _serve(made, begun, attempt, caller, transport, clock)
+        worker = _worker(made, here, 1, 0, clock)
+        transport: Transport = InlineTransport(worker, caller.stop_requested, watch.beat)
+        return _serve(made, begun, attempt, caller, transport, clock, watch)
     from fedsim.comm.mpi import Channels, Lengths, MpiTransport, WorkerChannel
 
     channels = Channels.open(caller.world.comm)
     lengths = Lengths(made.n_version_values, made.layout.n_parameters, made.n_state_values)
     if caller.world.rank == 0:
         transport = MpiTransport(channels, lengths, made.metric_names)
-        return _serve(made, begun, attempt, caller, transport, clock)
+        return _serve(made, begun, attempt, caller, transport, clock, watch)
     worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
-    WorkerChannel(channels, worker, lengths, clock).serve()
+    with watch:
+        WorkerChannel(channels, worker, lengths, clock, watch).serve()
     return None
 
 
@@ -378,14 +386,15 @@ def _serve(
     caller: Caller,
     transport: Transport,
     clock: Callable[[], float],
+    watch: Watch,
 ) -> Ending:
     """Rank zero: the record, the server, and the end of both, whatever happens."""
     assert begun is not None
     folder, record = attempt.folder, begun.record
-    server, vitals, keeper = _server(made, attempt, caller, transport, begun, clock)
+    server, vitals, keeper = _server(made, attempt, caller, transport, begun, clock, watch)
     status, error, is_stuck = "failed", None, False
     try:
-        with _closing(transport, lambda: _patience_s(made, server, clock)):
+        with watch, _closing(transport, watch, lambda: _patience_s(made, server, clock)):
             _restore(server, keeper, made, begun.resumption)
             status = server.run(replaying=attempt.recorded is not None)
     except FedsimError as ended:
@@ -433,10 +442,10 @@ def _first_error(error: FedsimError | None) -> Iterator[_Errors]:
         errors.error = error or failed
 
 
-def _patience_s(made: Plan, server: Server, clock: Callable[[], float]) -> float | None:
-    """How long the workers may take to end: what is left of the time in which a signal has to be answered."""
+def _patience_s(made: Plan, server: Server, clock: Callable[[], float]) -> float:
+    """How long the workers may take to end: after a signal what is left of the time in which it has to be answered."""
     if server.stopped_s is None:
-        return None
+        return made.config.stall_timeout_s
     return max(1.0, made.config.checkpoint.stop_within_s - (clock() - server.stopped_s) - _FAREWELL_S)
 
 
@@ -465,12 +474,18 @@ def _status_of(ended: FedsimError) -> str:
 
 
 @contextmanager
-def _closing(transport: Transport, patience_s: Callable[[], float | None]) -> Iterator[None]:
+def _closing(transport: Transport, watch: Watch, patience_s: Callable[[], float]) -> Iterator[None]:
     """Stops the workers, also when rank zero failed; a bug is left to the caller, who ends all ranks."""
     try:
         yield
+    except SilentError:
+        watch.dump()
+        with suppress(StalledError):  # those who cannot listen print their stacks themselves
+            transport.close(watch.grace_s, shows_stack=True)
+        raise
     except FedsimError:
-        transport.close(_CLOSE_TIMEOUT_S)
+        with suppress(StalledError):  # the first error is the one to be told
+            transport.close(_CLOSE_TIMEOUT_S)
         raise
     transport.close(patience_s())
 
@@ -492,6 +507,7 @@ def _server(
     transport: Transport,
     begun: _Begun,
     clock: Callable[[], float],
+    watch: Watch,
 ) -> tuple[Server, Vitals, Checkpoints]:
     config, record, recorded = made.config, begun.record, attempt.recorded
     versions = VersionStore(made.n_version_values, config.memory.server_versions_bytes, attempt.folder)
@@ -527,7 +543,7 @@ def _server(
         recorder=record,
         clock=clock,
         stop_requested=caller.stop_requested,
-        watchers=(vitals, *caller.watchers),
+        watchers=(vitals, watch.seen, *caller.watchers),
         keeper=keeper if recorded is None else None,
     )
     return server, vitals, keeper

@@ -39,7 +39,7 @@ from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State
 from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import LostError, StalledError
+from fedsim.errors import LostError, SilentError
 from fedsim.schedule.placement import ANY_WORKER, among
 from fedsim.types import Float32, Task, Update
 
@@ -548,7 +548,7 @@ class Supply:
             return
         n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating))
         if n_out:
-            raise StalledError(
+            raise SilentError(
                 f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "
                 "out (stall_timeout_s allows longer)"
             )

@@ -124,6 +124,17 @@ def test_an_exception_at_a_worker_ends_all_ranks(start: Any, summary: Any, tmp_p
     assert summary(tmp_path / "run")["status"] == "failed"
 
 
+def test_a_stall_ends_with_every_rank_s_stack(start: Any, summary: Any, tmp_path: Path) -> None:
+    words = ("run", "configs/heart-async.yaml", "--out", str(tmp_path / "run"), "--quiet", "--set", "stall_timeout_s=2")
+    done = start(3, *words, env={"FEDSIM_INJECT": "hang:5@2"})
+    assert done.returncode == 76, done.stderr
+    for rank in range(3):
+        assert f"### rank {rank} of 3 on {platform.node()}" in done.stderr
+    assert "faults.py" in done.stderr, "the stack says where rank 2 is"
+    assert any("no sign of life from any worker" in line for line in _ours(done))
+    assert summary(tmp_path / "run")["status"] == "stalled"
+
+
 def test_a_wrong_injection_is_refused(start: Any, tmp_path: Path) -> None:
     words = ("run", "configs/heart-async.yaml", "--out", str(tmp_path / "run"), "--quiet")
     _assert_refused(start(3, *words, env={"FEDSIM_INJECT": "slep:1"}), "FEDSIM_INJECT", "slep:1", "sleep:SECONDS")

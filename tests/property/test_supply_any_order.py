@@ -113,7 +113,7 @@ class Network:
     def counters(self, worker: int) -> Counters:
         return Counters()
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
         raise AssertionError("not here")
 
     # ------------------------------------------------------------------------------ what a worker does

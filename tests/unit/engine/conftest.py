@@ -111,7 +111,7 @@ class Shuffled:
     def counters(self, worker: int) -> Counters:
         return self._workers[worker].counters
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
         pass
 
 

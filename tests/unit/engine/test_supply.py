@@ -41,7 +41,7 @@ class Post:
     def counters(self, worker: int) -> Counters:
         return Counters()
 
-    def close(self, timeout_s: float | None = None) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
         pass
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -49,37 +49,42 @@ def passes(training: TrainingConfig, seed: int, task: Task, n_samples: int) -> I
 
 def group_passes(training: TrainingConfig, seed: int, tasks: Sequence[Task]) -> list[Iterator[Pass]]:
     """What `passes` gives for each of the tasks; tasks of one length share a call, where that is cheaper."""
-    if training.order == "continued":
-        return [passes(training, seed, task, task.n_samples) for task in tasks]
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    is_continued = training.order == "continued"
+    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for i, task in enumerate(tasks):
-        alike[task.n_samples, task.n_steps].append(i)
+        start = task.first_step % batches_per_pass(training, task.n_samples) if is_continued else 0
+        alike[task.n_samples, task.n_steps, start].append(i)
     found: list[Iterator[Pass]] = [iter(())] * len(tasks)
-    for (n, n_steps), members in alike.items():
-        stops = _stops(batches_per_pass(training, n), n_steps)
+    for (n, n_steps, start), members in alike.items():
+        stops = _stops(batches_per_pass(training, n), start + n_steps)
         if n * len(stops) * len(members) > _BLOCK_WORDS:
             orders = [passes(training, seed, tasks[i], n) for i in members]
         elif training.order == "sequential":
             same = [Pass(np.arange(n), 0, stop) for stop in stops]
             orders = [iter(same) for _ in members]
         else:
-            orders = [map(Pass, order_EN, repeat(0), stops) for order_EN in _bulk(seed, tasks, members, n, len(stops))]
+            drawn = _bulk(training, seed, [tasks[i] for i in members], len(stops))
+            orders = [map(Pass, order_EN, chain((start,), repeat(0)), stops) for order_EN in drawn]
         for i, order in zip(members, orders, strict=True):
             found[i] = order
     return found
 
 
 def _stops(per_pass: int, n_steps: int) -> list[int]:
-    """How many batches of each pass are taken by a task that starts with a fresh one."""
+    """Where each pass ends, of a task that takes `n_steps` batches from the start of a pass."""
     n_passes = -(-n_steps // per_pass)
     return [per_pass] * (n_passes - 1) + [n_steps - (n_passes - 1) * per_pass]
 
 
-def _bulk(seed: int, tasks: Sequence[Task], members: Sequence[int], n: int, n_passes: int) -> Int64:
-    """The orders of some tasks of one length, of all their passes: int64 (members, passes, N)."""
-    clients, numbers = np.array([(tasks[i].client, tasks[i].task) for i in members]).T
+def _bulk(training: TrainingConfig, seed: int, tasks: Sequence[Task], n_passes: int) -> Int64:
+    """The orders of some tasks of one length, of all their passes: int64 (tasks, passes, N)."""
+    n = tasks[0].n_samples
+    clients, numbers, first_steps = np.array([(task.client, task.task, task.first_step) for task in tasks]).T
+    if training.order == "continued":
+        keys = first_steps[:, None] // batches_per_pass(training, n) + np.arange(n_passes)
+        return seeding.permutations(seed, seeding.Purpose.BATCH_ORDER, clients[:, None], keys, n)
     words = seeding.bits(seed, seeding.Purpose.BATCH_ORDER, clients, numbers, n * n_passes)
-    orders: Int64 = np.argsort(words.reshape(len(members), n_passes, n), axis=-1, kind="stable")
+    orders: Int64 = np.argsort(words.reshape(len(tasks), n_passes, n), axis=-1, kind="stable")
     return orders
 
 

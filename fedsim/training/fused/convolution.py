@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -196,31 +196,44 @@ class AveragePool2d:
     """The mean of each window; for an adaptive layer, of windows that give the size asked for.
 
     Plane by plane: with channels last, the adaptive kernel rounds the last channels in another way than the others,
-    and which client has the last ones depends on the group.
+    and which client has the last ones depends on the group. On a GPU the adaptive kernel's backward pass adds up in any
+    order, and torch refuses it; there the means are products with matrices of rows and of columns (`by_products`).
     """
 
-    def __init__(self, layer: nn.AvgPool2d | nn.AdaptiveAvgPool2d, x: Value, out_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, ctx: Context, layer: nn.AvgPool2d | nn.AdaptiveAvgPool2d, x: Value, out_shape: tuple[int, ...]
+    ) -> None:
         self._x = x.m
         self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=x.m.needs_grad, is_fixed=False))
         self._y = self.y.m
         self._size = list(out_shape[1:])
         self._where: tuple[Any, ...] = ()
         self._is_adaptive = isinstance(layer, nn.AdaptiveAvgPool2d)
+        self.by_products = self._is_adaptive and ctx.arena.device.type != "cpu"
+        if self._is_adaptive:
+            sizes, dtype, device = zip(x.shape[1:], self._size, strict=True), ctx.arena.dtype, ctx.arena.device
+            self._rows, self._columns = (window_means(*lengths).to(device, dtype) for lengths in sizes)
         if isinstance(layer, nn.AvgPool2d):
             kernel, stride, padding = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
             self._where = (kernel, stride, padding, layer.ceil_mode, layer.count_include_pad, layer.divisor_override)
 
     def forward(self) -> None:
         x = self._x.t.contiguous()
-        y = _aten._adaptive_avg_pool2d(x, self._size) if self._is_adaptive else _aten.avg_pool2d(x, *self._where)
+        y = self._rows @ x @ self._columns.T if self.by_products else self._pooled(x)
         self._y.t = y.contiguous(memory_format=torch.channels_last)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        pooled = _aten._adaptive_avg_pool2d(x, self._size) if self._is_adaptive else _aten.avg_pool2d(x, *self._where)
+        return cast(Tensor, pooled)
 
     def backward(self) -> None:
         x = self._x
         if not x.needs_grad:
             return
         planes, dy = x.t.contiguous(), self._y.grad.contiguous()
-        if self._is_adaptive:
+        if self.by_products:
+            dx = self._rows.T @ dy @ self._columns
+        elif self._is_adaptive:
             dx = _aten._adaptive_avg_pool2d_backward(dy, planes)
         else:
             dx = _aten.avg_pool2d_backward(dy, planes, *self._where)
@@ -228,3 +241,17 @@ class AveragePool2d:
             x.grad.copy_(dx)
         else:
             x.grad = dx.contiguous(memory_format=torch.channels_last)
+
+
+def window_means(n_in: int, n_out: int) -> Tensor:
+    """The matrix (n_out, n_in) of means over the windows of adaptive pooling along one axis, float64.
+
+    >>> window_means(5, 2)
+    tensor([[0.3333, 0.3333, 0.3333, 0.0000, 0.0000],
+            [0.0000, 0.0000, 0.3333, 0.3333, 0.3333]], dtype=torch.float64)
+    """
+    means = torch.zeros((n_out, n_in), dtype=torch.float64)
+    for i in range(n_out):
+        start, stop = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
+        means[i, start:stop] = 1.0 / (stop - start)
+    return means

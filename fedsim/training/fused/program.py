@@ -117,7 +117,7 @@ def _build_max_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value]
 def _build_average_pool(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     assert isinstance(node.layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d)
     x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
-    layer = convolution.AveragePool2d(node.layer, x, node.shape)
+    layer = convolution.AveragePool2d(ctx, node.layer, x, node.shape)
     built.append(layer)
     return layer.y
 

@@ -1,0 +1,54 @@
+"""Tasks of unlike length in one group: no step is computed that a task does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim import models, training
+from fedsim.layout import Layout
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("path", ["fused", "stacked"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"kind": "sgd", "learning_rate": 0.1, "momentum": 0.9}, {"kind": "adam", "learning_rate": 0.01}],
+    ids=["momentum", "adam"],
+)
+def test_steps_computed_are_the_steps_there_are(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make, path: str, optimizer: dict[str, Any]
+) -> None:
+    sizes = (3, 40, 9, 17, 40, 1)
+    config = make_config(
+        model={"kind": "mlp", "hidden": [5]},
+        training={"path": path, "group_size": 6, "epochs": 2, "optimizer": optimizer},
+    )
+    population = make_population([make_shard(n, (7,), 3, seed=n) for n in sizes], 3)
+    module = models.build_initial(config.model, (7,), 3, seed=1)
+    trainer = training.build(
+        config, population, module, payload="delta", device=torch.device("cpu"), worker=0, clock=lambda: 0.0
+    )
+    machine, at_work, take = trainer._machine, list[int](), trainer._machine.step  # type: ignore[attr-defined]
+
+    def step(k: int, n_slots: int) -> None:
+        at_work.append(n_slots)
+        take(k, n_slots)
+
+    machine.step = step
+    base_P = Layout.of(module).flatten(module)
+    tasks = [make_task(config, client, n, task=client) for client, n in enumerate(sizes)]
+    together_GP = np.empty((6, base_P.size), np.float32)
+    reports = trainer.train(tasks, lambda version: base_P, together_GP, lambda: None)
+    assert sum(at_work) == sum(task.n_steps for task in tasks) == 2 * sum(-(-n // 4) for n in sizes)
+    assert len(at_work) == max(task.n_steps for task in tasks) and at_work == sorted(at_work, reverse=True)
+    assert machine.batches.n_batch == config.training.batch_size
+    for task, report, together_P in zip(tasks, reports, together_GP, strict=True):
+        alone_GP = np.empty((1, base_P.size), np.float32)
+        (alone,) = trainer.train([task], lambda version: base_P, alone_GP, lambda: None)
+        assert alone == report and np.array_equal(alone_GP[0], together_P)

@@ -98,12 +98,16 @@ class Hdf5Data(Section):
 
 
 class CsvData(Section):
-    """A CSV table with a column that names the client; every other column is a numeric feature."""
+    """A CSV table with a column that names the client; every other column is a numeric feature.
+
+    `targets` says what the label is: a class, or a value for the mean squared error.
+    """
 
     dataset: Literal["csv"]
     path: str
     client: str
     label: str
+    targets: Literal["classes", "values"] = "classes"
     test_fraction: OpenFraction = 0.2
     standardize: bool = True
     classes: Classes | None = None

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +78,14 @@ class Population(ABC):
 
 
 class Samples:
-    """Labelled samples: labels in memory, inputs loaded when first a shard is cut.
+    """Labelled samples: labels (N,), or values (N, K), in memory, inputs loaded when first a shard is cut.
 
     `load` returns the inputs, shape (N, *sample_shape), as float32 or as uint8, which stands for 0 .. 1 in 255ths.
     """
 
-    def __init__(self, labels_N: Int64, sample_shape: tuple[int, ...], load: Callable[[], NDArray[np.generic]]) -> None:
+    def __init__(
+        self, labels_N: NDArray[Any], sample_shape: tuple[int, ...], load: Callable[[], NDArray[np.generic]]
+    ) -> None:
         self.labels_N = labels_N
         self.sample_shape = sample_shape
         self._load = load
@@ -90,7 +93,7 @@ class Samples:
     @cached_property
     def _inputs(self) -> NDArray[np.generic]:
         inputs = self._load()
-        assert inputs.shape == (self.labels_N.size, *self.sample_shape)
+        assert inputs.shape == (len(self.labels_N), *self.sample_shape)
         return inputs
 
     def take(self, rows: Int64 | slice) -> Shard:
@@ -114,6 +117,7 @@ class ArrayData:
     test: Samples
     n_classes: int
     sha256: Callable[[], str]
+    targets: Targets = "classes"
 
 
 class ArrayPopulation(Population):
@@ -131,7 +135,7 @@ class ArrayPopulation(Population):
     ) -> None:
         self.n_clients = partition.n_clients
         self.sample_shape = data.train.sample_shape
-        self.n_classes = data.n_classes
+        self.n_classes, self.targets = data.n_classes, data.targets
         self._data, self._partition, self._test_partition = data, partition, test_partition
         self._names = None if names is None else tuple(names)
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from fedsim.population.datasets import checks
 from fedsim.population.partition import Partition, n_test_of
 from fedsim.population.population import ArrayData, ArrayPopulation, Samples
 from fedsim.seeding import Purpose, permutations
-from fedsim.types import Float64, Int64
+from fedsim.types import Float32, Float64, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ def csv_population(config: CsvData, seed: int, base_dir: Path) -> ArrayPopulatio
     path = checks.data_file(base_dir, config.path, "data.path")
     table, columns = _read(path, config)
     x = _features(table, columns, path)
-    y_N = _labels(table, columns, path, config.classes)
+    is_of_values = config.targets == "values"
+    y_N: NDArray[Any] = _values(table, columns, path) if is_of_values else _labels(table, columns, path, config.classes)
     owner_N = np.array(table.owner, dtype=np.int64)
     n_clients = len(table.clients)
     test_N = _test_mask(Partition.from_owners(owner_N, n_clients), config.test_fraction, seed)
@@ -61,7 +63,8 @@ def csv_population(config: CsvData, seed: int, base_dir: Path) -> ArrayPopulatio
         x = _standardized(x, owner_N, test_N, n_clients)
     train, test = (_samples(x[mask], y_N[mask]) for mask in (~test_N, test_N))
     owners, test_owners = (Partition.from_owners(owner_N[mask], n_clients) for mask in (~test_N, test_N))
-    data = ArrayData(train, test, checks.classes_of(y_N, config.classes), lambda: checks.files_sha256([path]))
+    n_classes = 1 if is_of_values else checks.classes_of(y_N, config.classes)
+    data = ArrayData(train, test, n_classes, lambda: checks.files_sha256([path]), config.targets)
     return ArrayPopulation(data, owners, test_owners, list(table.clients))
 
 
@@ -146,6 +149,18 @@ def _labels(table: _Table, columns: _Columns, path: Path, n_classes: int | None)
     return y_N.astype(np.int64)
 
 
+def _values(table: _Table, columns: _Columns, path: Path) -> Float32:
+    """Labels of all rows as values, float32 (N, 1)."""
+    y_N = np.frombuffer(table.labels, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        good = np.abs(y_N) <= np.finfo(np.float32).max
+    if not good.all():
+        row = int(np.argmin(good))
+        name = columns.names[columns.label]
+        raise DataError(f"{path}: line {table.lines[row]}: column '{name}' is {y_N[row]:g}, allowed: finite")
+    return y_N.astype(np.float32)[:, None]
+
+
 def _test_mask(clients: Partition, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for the rows of test sets, shape (N,)."""
     mask_N = np.zeros(clients.order_N.size, dtype=np.bool_)
@@ -172,6 +187,6 @@ def _rows_of(clients: Partition) -> Iterator[tuple[int, Int64]]:
     return ((client, clients.rows(client)) for client in range(clients.n_clients))
 
 
-def _samples(x: Float64, y_N: Int64) -> Samples:
+def _samples(x: Float64, y_N: NDArray[Any]) -> Samples:
     inputs = x.astype(np.float32)
     return Samples(y_N, inputs.shape[1:], lambda: inputs)

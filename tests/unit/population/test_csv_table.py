@@ -124,3 +124,37 @@ def test_unknown_clients_are_refused_with_the_nearest_name(tmp_path: Path) -> No
     assert people.client_named("bergen") == 1
     with pytest.raises(DataError, match="no client 'bergn'; did you mean 'bergen'"):
         people.client_named("bergn")
+
+
+def test_labels_that_are_values(tmp_path: Path) -> None:
+    text = "a,site,b,y\n" + "".join(f"{i},{'n' if i % 2 else 's'},{i * i},{i / 8 - 1}\n" for i in range(20))
+    people = population(tmp_path, text, targets="values", standardize=False)
+    assert (people.targets, people.n_classes) == ("values", 1)
+    shard = people.shard(1)
+    assert shard.y.shape == (8, 1) and shard.y.dtype == np.float32
+    assert np.array_equal(shard.y[:, 0], shard.x[:, 0] / 8 - 1)
+    assert people.test_shard(0).y.shape == (2, 1)
+    with pytest.raises(DataError, match=r"t\.csv: line 3: column 'y' is inf, allowed: finite"):
+        population(tmp_path, "a,site,b,y\n1,n,2,0.5\n2,n,3,inf\n", targets="values")
+
+
+def test_a_table_of_values_trains_to_the_line(tmp_path: Path) -> None:
+    """From the configuration to the record: the loss follows the targets, and the metrics the loss."""
+    from fedsim.cli import main
+    from fedsim.record.reader import open_run
+
+    rows = "".join(f"{i % 7 - 3},{'n' if i % 2 else 's'},{0.5 * (i % 7 - 3) + 1}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text("a,site,y\n" + rows)
+    (tmp_path / "c.yaml").write_text(
+        "name: line\nseed: 1\ndata: {dataset: csv, path: t.csv, client: site, label: y, targets: values, "
+        "standardize: false}\nmodel: {kind: logistic}\ntraining:\n  optimizer: {kind: sgd, learning_rate: 0.05}\n"
+        "  batch_size: 8\n  epochs: 2\nschedule: {policy: sync, cohort: 2}\naggregation: {rule: fedavg}\n"
+        "stop: {versions: 15, target: {metric: mse, value: 0.0}}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"), "--quiet"])
+    assert ended.value.code == 0
+    run = open_run(tmp_path / "run")
+    assert run.metric_names == ["mse", "mae"]
+    last = run.evaluations.iloc[-1]
+    assert last["mse"] == last["loss"] < 1e-3 and last["mae"] < 0.03

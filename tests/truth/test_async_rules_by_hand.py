@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from fedsim import snapshot
 from fedsim.aggregation import Arrival, Facts, Rule, build, published
 from fedsim.aggregation.aflcs import compensation, mixing, predecessor_mixing
 from fedsim.aggregation.rule import NO_TASK
@@ -38,10 +39,11 @@ class Case:
         self.rule: Rule = build(TypeAdapter(AggregationConfig).validate_python(plain), facts or Facts())
         self.state = self.rule.init(np.array(start, np.float32))
         self.said: list[Any] = []
+        self.made_P: Any = None
 
-    def take(self, *came: Came) -> list[float]:
+    def take(self, *came: Came, completes: bool = False) -> list[float]:
         self.said = []
-        for each in came:
+        for number, each in enumerate(came, 1):
             task = NO_TASK._replace(
                 client=each.client,
                 base_version=each.version - each.tau,
@@ -53,9 +55,13 @@ class Case:
             arrival = Arrival(each.tau, task, each.version, 0.0, base_P)
             report = TaskReport(0, 0, each.n, each.steps, 1.0, 1.0, 0.0, 0.0)
             update = Update(report, np.array(each.vector, np.float32))
-            self.state, diagnostics = self.rule.accumulate(self.state, update, arrival)
+            if completes and number == len(came):
+                self.state, diagnostics, self.made_P = self.rule.complete(self.state, update, arrival)
+            else:
+                self.state, diagnostics = self.rule.accumulate(self.state, update, arrival)
             self.said.append(diagnostics)
-        self.state = self.rule.commit(self.state)
+        if not completes:
+            self.state = self.rule.commit(self.state)
         return self.state.weights_P.tolist()
 
 
@@ -350,6 +356,41 @@ def test_without_updates_there_is_no_step(plain: dict[str, Any]) -> None:
     after = case.state.weights_P.copy()
     case.state = case.rule.commit(case.state)
     assert np.array_equal(case.state.weights_P, after)
+
+
+def busy(plain: dict[str, Any], n_versions: int = 5) -> Case:
+    """A case after some versions of three updates each, stale ones among them."""
+    facts = replace(FOUR, n_updates=2, layers=LAYERS, max_lag=2, planned_versions=6)
+    case, rng = Case([1.0, 2.0, -1.0], facts, **plain), np.random.default_rng(6)
+    for version in range(n_versions):
+        case.take(*coming(rng, version))
+    return case
+
+
+def coming(rng: np.random.Generator, version: int) -> list[Came]:
+    clients = rng.integers(0, 4, 3).tolist()
+    return [
+        Came(rng.standard_normal(3).tolist(), client, min(version, k), 10, rng.standard_normal(3).tolist(), version)
+        for k, client in enumerate(clients)
+    ]
+
+
+@pytest.mark.parametrize("plain", ALL, ids=str)
+def test_a_state_goes_on_from_its_snapshot(plain: dict[str, Any]) -> None:
+    case, again = busy(plain), busy(plain, 1)
+    snapshot.put(again.state, snapshot.of(case.state))
+    later = [coming(np.random.default_rng(7 + version), version) for version in range(5, 9)]
+    assert [case.take(*came) for came in later] == [again.take(*came) for came in later]
+
+
+@pytest.mark.parametrize("plain", ALL, ids=str)
+def test_completing_a_version_is_accumulating_committing_and_publishing(plain: dict[str, Any]) -> None:
+    case, again = busy(plain), busy(plain)
+    *first, last = coming(np.random.default_rng(8), 5)
+    case.take(*first, last)
+    again.take(*first, last, completes=True)
+    assert np.array_equal(case.state.weights_P, again.state.weights_P)
+    assert np.array_equal(published(case.state), again.made_P) and case.said == again.said
 
 
 @pytest.mark.parametrize("tau", [0, 3])

@@ -52,10 +52,12 @@ from fedsim.config.data import (
     NaturalPartition,
     NpzData,
     PartitionConfig,
+    PooledPartition,
     QuantityPartition,
     ShardsPartition,
     SyntheticImagesData,
     SyntheticLeafData,
+    TcgaBrcaData,
 )
 from fedsim.config.devices import (
     AlwaysAvailable,
@@ -209,6 +211,7 @@ __all__ = [
     "PiscesSelection",
     "PlainObjective",
     "PolynomialStaleness",
+    "PooledPartition",
     "PortRule",
     "Positive",
     "PositiveSeconds",
@@ -236,6 +239,7 @@ __all__ = [
     "SyntheticImagesData",
     "SyntheticLeafData",
     "TargetConfig",
+    "TcgaBrcaData",
     "TextModel",
     "TiersSchedule",
     "TiflSelection",

@@ -11,9 +11,20 @@ from fedsim.config.base import Classes, Count, CountOrZero, NonNegative, OpenFra
 
 
 class HeartData(Section):
-    """UCI heart disease, four hospitals; shipped with fedsim."""
+    """UCI heart disease, four hospitals; shipped with fedsim.
+
+    `standardize`: training samples by the mean and deviation of their own centre's, or of all of them pooled.
+    """
 
     dataset: Literal["heart"]
+    standardize: Literal["centre", "pooled"] = "centre"
+
+
+class TcgaBrcaData(Section):
+    """Survival of breast cancer patients in six regions, from the files of FLamby's Fed-TCGA-BRCA in `folder`."""
+
+    dataset: Literal["tcga-brca"]
+    folder: str
 
 
 class DigitsData(Section):
@@ -114,15 +125,30 @@ class CsvData(Section):
 
 
 DataConfig = Annotated[
-    HeartData | DigitsData | SyntheticImagesData | SyntheticLeafData | IdxData | NpzData | Hdf5Data | CsvData,
+    HeartData
+    | TcgaBrcaData
+    | DigitsData
+    | SyntheticImagesData
+    | SyntheticLeafData
+    | IdxData
+    | NpzData
+    | Hdf5Data
+    | CsvData,
     Field(discriminator="dataset"),
 ]
 
 
 class NaturalPartition(Section):
-    """The clients that the data set itself has."""
+    """The clients that the data set itself has; `only` some of them train, if any are named."""
 
     kind: Literal["natural"]
+    only: list[CountOrZero] = Field(default=[], min_length=0, max_length=100_000)
+
+
+class PooledPartition(Section):
+    """All training samples of a data set with clients of its own with client 0: the centralised baseline."""
+
+    kind: Literal["pooled"]
 
 
 class IidPartition(Section):
@@ -159,6 +185,6 @@ class QuantityPartition(Section):
 
 
 PartitionConfig = Annotated[
-    NaturalPartition | IidPartition | DirichletPartition | ShardsPartition | QuantityPartition,
+    NaturalPartition | PooledPartition | IidPartition | DirichletPartition | ShardsPartition | QuantityPartition,
     Field(discriminator="kind"),
 ]

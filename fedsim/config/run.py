@@ -178,8 +178,12 @@ class RunConfig(Section):
                 f"data set '{dataset}' has no clients of its own: "
                 "partition.kind must be one of iid, dirichlet, shards, quantity"
             )
-        if not central and kind != "natural":
-            raise ValueError(f"data set '{dataset}' has its own clients: partition.kind must be natural, got {kind}")
+        if central and kind == "pooled":
+            raise ValueError(f"data set '{dataset}' has no clients of its own: to pool it, use iid with clients: 1")
+        if not central and kind not in ("natural", "pooled"):
+            raise ValueError(
+                f"data set '{dataset}' has its own clients: partition.kind must be natural (or pooled), got {kind}"
+            )
 
     def _check_selection(self) -> None:
         """Selections that learn need what they learn from."""

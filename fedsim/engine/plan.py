@@ -22,6 +22,7 @@ from fedsim.config import (
     BufferedSchedule,
     FedAtRule,
     KAsyncSchedule,
+    NaturalPartition,
     RunConfig,
     SafaSchedule,
     SyncSchedule,
@@ -368,8 +369,11 @@ def _bounds(config: RunConfig, row_bytes: int, version_bytes: int, group_size: i
 
 def _members(config: RunConfig, people: population.Population) -> Int64 | None:
     """The clients with data, where a partition can leave some without."""
-    if config.partition.kind == "natural":
-        return None
+    if isinstance(config.partition, NaturalPartition):
+        only = sorted(set(config.partition.only))
+        if only and only[-1] >= people.n_clients:
+            raise ConfigError(f"partition.only: got {only[-1]}, allowed: 0 to {people.n_clients - 1}")
+        return np.array(only, dtype=np.int64) if only else None
     sizes = people.n_samples(np.arange(people.n_clients, dtype=np.int64))
     members = np.flatnonzero(sizes > 0).astype(np.int64)
     if members.size == 0:

@@ -18,6 +18,7 @@ from fedsim.config import (
     RunConfig,
     SyntheticImagesData,
     SyntheticLeafData,
+    TcgaBrcaData,
 )
 from fedsim.population.datasets.csv_table import csv_population
 from fedsim.population.datasets.digits import digits_population
@@ -27,6 +28,8 @@ from fedsim.population.datasets.idx import idx_population
 from fedsim.population.datasets.npz import npz_population
 from fedsim.population.datasets.synthetic_images import SyntheticImages
 from fedsim.population.datasets.synthetic_leaf import SyntheticLeaf
+from fedsim.population.datasets.tcga_brca import TcgaBrca
+from fedsim.population.pooled import Pooled
 from fedsim.population.population import Population
 
 
@@ -36,10 +39,17 @@ def build(config: RunConfig, base_dir: Path) -> Population:
     Files are opened and checked here; samples are read, or made, when a shard is asked for, as far as the
     format allows. Raises DataError for files or numbers of clients that cannot be used.
     """
+    people = _natural(config, base_dir)
+    return Pooled(people) if config.partition.kind == "pooled" else people
+
+
+def _natural(config: RunConfig, base_dir: Path) -> Population:
     data, seed = config.data, config.seed
     match data:
         case HeartData():
-            return heart_population()
+            return heart_population(data.standardize)
+        case TcgaBrcaData():
+            return TcgaBrca(data, base_dir)
         case DigitsData():
             return digits_population(data, config.partition, seed)
         case SyntheticImagesData():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from importlib.resources import files
+from typing import Literal
 
 import numpy as np
 
@@ -32,16 +33,22 @@ _TRAIN_FRACTION = 0.66
 _SPLIT_SEED = 43
 
 
-def heart_population() -> ArrayPopulation:
-    """The four hospitals, each with a training and a test set of its own; the same for every seed."""
+def heart_population(standardize: Literal["centre", "pooled"] = "centre") -> ArrayPopulation:
+    """The four hospitals, each with a training and a test set of its own; the same for every seed.
+
+    FLamby scales pooled training samples by all of them, and each centre's test samples by its own training set still.
+    """
     content = files(__package__).joinpath("heart_disease_uci.csv").read_bytes()
     x, y_N, centre_N = _table(content.decode())
     test_N = np.zeros(y_N.size, dtype=np.bool_)
+    raw = x.copy()
     for centre in range(len(NAMES)):
         rows = np.flatnonzero(centre_N == centre)
         train, test = _split(y_N[rows])
         test_N[rows[test]] = True
         x[rows] = _standardized(x[rows], x[rows[train]])
+    if standardize == "pooled":
+        x[~test_N] = _standardized(raw[~test_N], raw[~test_N])
     train_part, test_part = (_samples(x[mask], y_N[mask]) for mask in (~test_N, test_N))
     data = ArrayData(train_part, test_part, 2, lambda: hashlib.sha256(content).hexdigest())
     owners, test_owners = (Partition.from_owners(centre_N[mask], len(NAMES)) for mask in (~test_N, test_N))

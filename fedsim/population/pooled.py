@@ -1,0 +1,51 @@
+"""All training data with one client: the centralised baseline, by the same engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsim.population.population import Population
+from fedsim.types import Int64, Shard
+
+
+class Pooled(Population):
+    """The clients of another population; client 0 has all training samples, and the test sets stay where they are."""
+
+    def __init__(self, inner: Population) -> None:
+        self._inner = inner
+        self.n_clients = inner.n_clients
+        self.sample_shape = inner.sample_shape
+        self.n_classes = inner.n_classes
+        self.targets = inner.targets
+
+    def n_samples(self, clients: Int64) -> Int64:
+        total = int(self._inner.n_samples(np.arange(self.n_clients, dtype=np.int64)).sum())
+        sizes: Int64 = np.where(np.asarray(clients) == 0, total, 0).astype(np.int64)
+        return sizes
+
+    def shard(self, client: int) -> Shard:
+        shards = [self._inner.shard(other) for other in range(self.n_clients)] if self._checked(client) == 0 else []
+        if not shards:
+            empty = self._inner.shard(client)
+            return Shard(empty.x[:0], empty.y[:0])
+        return Shard(np.concatenate([shard.x for shard in shards]), np.concatenate([shard.y for shard in shards]))
+
+    def data_sha256(self) -> str:
+        return self._inner.data_sha256()
+
+    def client_name(self, client: int) -> str:
+        return self._inner.client_name(client)
+
+    def client_named(self, name: str) -> int:
+        return self._inner.client_named(name)
+
+    def test_clients(self) -> Sequence[int]:
+        return self._inner.test_clients()
+
+    def test_shard(self, client: int) -> Shard:
+        return self._inner.test_shard(client)
+
+    def central_test(self) -> Shard | None:
+        return self._inner.central_test()

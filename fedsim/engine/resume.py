@@ -22,6 +22,7 @@ from fedsim.config import RunConfig
 from fedsim.engine import checkpoints
 from fedsim.engine.agreement import Statement
 from fedsim.engine.plan import Plan, plan
+from fedsim.engine.tail import Recorded, recorded_past
 from fedsim.errors import DataError, LaunchError, RecordError
 from fedsim.record import checkpoint, guard
 from fedsim.record.checkpoint import Checkpoint
@@ -63,13 +64,14 @@ class Found:
 class Resumption:
     """Where the new attempt begins: the joined tables' rows, and the checkpoint; None: at the beginning.
 
-    `notes` are lines about checkpoints that could not be used.
+    `notes` are lines about checkpoints that could not be used; `recorded` is what comes first on the wall clock.
     """
 
     found: Found
     start_rows: Mapping[str, int]
     checkpoint: Checkpoint | None
     notes: Sequence[str]
+    recorded: Recorded | None = None
 
 
 def find(folder: Path) -> Found:
@@ -148,7 +150,10 @@ def take_up(found: Found, made: Plan) -> Resumption:
     newest, notes = checkpoint.newest(folder, accept)
     _set_aside(folder, newest)
     rows = dict.fromkeys(there, 0) if newest is None else checkpoints.rows_of(newest.snapshot)
-    return Resumption(found, {table: rows[table] for table in there}, newest, notes)
+    recorded = None
+    if newest is not None and found.config.clock == "wall":
+        recorded = recorded_past(run, rows["tasks"], rows["versions"])
+    return Resumption(found, {table: rows[table] for table in there}, newest, notes, recorded)
 
 
 def versions_of(kept: Checkpoint, n_parameters: int) -> Iterator[tuple[int, Float32]]:

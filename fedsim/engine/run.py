@@ -29,6 +29,7 @@ from fedsim.engine.resume import Found, Resumption
 from fedsim.engine.server import EventSource, Server, Watcher
 from fedsim.engine.settling import Settling
 from fedsim.engine.supply import Supply
+from fedsim.engine.tail import Tail
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.watchdog import Watch
@@ -37,6 +38,7 @@ from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, Reco
 from fedsim.record.join import join
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
+from fedsim.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -495,8 +497,15 @@ def _restore(server: Server, keeper: Checkpoints, made: Plan, resumption: Resump
     if resumption is None or resumption.checkpoint is None:
         return
     kept = resumption.checkpoint
+    recorded = resumption.recorded
+
+    def tail(live: Schedule) -> Tail:
+        assert recorded is not None
+        return Tail(recorded, made.work(), made.population.n_clients, live)
+
     with resume.understood(kept):
-        server.restore(kept.snapshot, resume.versions_of(kept, made.n_version_values))
+        versions = resume.versions_of(kept, made.n_version_values)
+        server.restore(kept.snapshot, versions, None if recorded is None else tail)
     keeper.begin_at(server.pulse.version)
 
 
@@ -512,7 +521,8 @@ def _server(
     config, record, recorded = made.config, begun.record, attempt.recorded
     versions = VersionStore(made.n_version_values, config.memory.server_versions_bytes, attempt.folder)
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
-    bounds = made.bounds if recorded is None else replace(made.bounds, reserve=1)
+    replays = recorded is not None or (begun.resumption is not None and begun.resumption.recorded is not None)
+    bounds = replace(made.bounds, reserve=1) if replays else made.bounds
     report = _reporter(record, transport, clock)
     leniency = Leniency.of(config, attempt.recorded is not None)
     settling = None

@@ -22,13 +22,14 @@ from fedsim import snapshot, states
 from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
-from fedsim.engine.items import Item
 from fedsim.engine.supply import Supply
+from fedsim.engine.tail import Tail
+from fedsim.engine.taskrows import applied_row, ended_row
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
 from fedsim.snapshot import Snapshot
-from fedsim.types import Event, EventKind, Feedback, Float32, Outcome, Task, Update
+from fedsim.types import Event, EventKind, Feedback, Float32, Outcome, Task
 
 _NAN = math.nan
 _ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
@@ -69,6 +70,8 @@ class LiveSchedule(EventSource, Protocol):
     def snapshot(self) -> Snapshot: ...
 
     def restore(self, saved: Snapshot) -> None: ...
+
+    def restore_learned(self, saved: Snapshot) -> None: ...
 
 
 class Keeper(Protocol):
@@ -173,6 +176,8 @@ class Server:
         self._keeper = keeper
         self._finished = False
         self._begun = False
+        self._tail: Tail | None = None
+        self._offset_s = 0.0  # from the attempt's clock to the run's, on the wall clock
         self._is_torn = False  # in the middle of what cannot be gone on with
         self.stopped_s: float | None = None  # when the run was stopped in haste
         self.pulse = Pulse()
@@ -189,6 +194,8 @@ class Server:
         try:
             if not self._begun:
                 self._begin(self._on_wall and not replaying)
+            if self._tail is not None:
+                self._run_tail(self._tail)
             if self._on_wall and not replaying:
                 self._run_on_wall()
             else:
@@ -208,7 +215,7 @@ class Server:
         """Version 0, and the first tasks."""
         self._put_out(self._rule.publish(self._state))
         self._finished = self._evaluations.target_reached(0)
-        self._supply.submit(self._schedule.dispatch(self._clock() if live else self._schedule.now_s))
+        self._supply.submit(self._schedule.dispatch(self._now() if live else self._schedule.now_s))
         self._begun = True
 
     def weights(self) -> Float32:
@@ -241,8 +248,12 @@ class Server:
         clients, states_nS = self._supply.collect_states()
         return {"numbers": np.array(clients, dtype=np.int64), "states": states_nS}
 
-    def restore(self, saved: Snapshot, versions: Iterable[tuple[int, Float32]]) -> None:
+    def restore(
+        self, saved: Snapshot, versions: Iterable[tuple[int, Float32]], recorded: Callable[[Any], Tail] | None = None
+    ) -> None:
         """Goes on from a snapshot, in a new server, with the versions that were kept with it.
+
+        On the wall clock `recorded` makes the schedule of what was recorded past it, which comes before the live one.
 
         Raises:
             RecordError: it is no snapshot of such a run.
@@ -254,7 +265,12 @@ class Server:
         self._merged, self._n_reached, self._left = own["merged"], own["n_reached"], own["left"]
         self._owed.extend(zip(own["owed"], map(Outcome, own["outcomes"]), strict=True))
         snapshot.put(self._state, snapshot.part(saved, "rule"))
-        self._live.restore(snapshot.part(saved, "schedule"))
+        if recorded is None:
+            self._live.restore(snapshot.part(saved, "schedule"))
+        else:
+            self._live.restore_learned(snapshot.part(saved, "schedule"))
+            self._schedule = self._tail = recorded(self._schedule)
+        self._offset_s = self._schedule.now_s - self._clock()
         numbers = []
         for number, vector_P in versions:
             vector_P.flags.writeable = False
@@ -291,6 +307,7 @@ class Server:
             return
         if self._supply.is_personal:  # an evaluation of later states would be another one
             self._evaluations.drain()
+        self._evaluations.collect()  # a result that is in has let its version go
         tasks = {task.base_version for task in self._unconsumed()}
         needed = {self.pulse.version, *tasks, *self._evaluations.outstanding()}
         self._recorder.flush()
@@ -322,6 +339,20 @@ class Server:
             self._go_on()
         self._settle()
 
+    def _run_tail(self, tail: Tail) -> None:
+        """What was recorded past the checkpoint, again; then the live schedule takes over, and is kept at once."""
+        keeper, self._keeper = self._keeper, None  # a tail cannot be kept
+        self._run_virtual()
+        self._schedule, self._tail, self._keeper = tail.go_live(), None, keeper
+        self._supply.go_live()
+        self._offset_s = self._schedule.now_s - self._clock()
+        if not self._finished:
+            self._keep()
+
+    def _now(self) -> float:
+        """The run's time on the wall clock, which stood still between two attempts."""
+        return self._clock() + self._offset_s
+
     def _go_on(self) -> None:
         """After an event: dispatches if its instant is over, and looks after everything else."""
         if not self._finished and self._schedule.instant_over():
@@ -334,14 +365,14 @@ class Server:
         while not self._finished:
             supply.pump()
             timer = schedule.peek()
-            if timer is not None and timer.time_s <= self._clock():
+            if timer is not None and timer.time_s <= self._now():
                 self._handle(timer)
             elif not supply.listen():
                 self._while_waiting()
             self._handle_arrivals(supply.arrivals())
             if self._finished:
                 return
-            supply.submit(schedule.dispatch(self._clock()))
+            supply.submit(schedule.dispatch(self._now()))
             if schedule.n_in_flight == 0 and schedule.peek() is None:
                 raise StalledError(self._stalled_text())
             self._rest()
@@ -349,7 +380,7 @@ class Server:
     def _handle_arrivals(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             if self._schedule.is_in_flight(number) and not self._finished:
-                self._handle(Event(self._clock(), EventKind.ARRIVAL, number))
+                self._handle(Event(self._now(), EventKind.ARRIVAL, number))
 
     # ------------------------------------------------------------------------------ one event
 
@@ -413,7 +444,7 @@ class Server:
                         self._supply.discard(task.task)
                     else:
                         self._supply.take(task.task)
-                self._recorder.append("tasks", _ended_row(task, outcome, len(self._rule.scalar_names)))
+                self._recorder.append("tasks", ended_row(task, outcome, len(self._rule.scalar_names)))
             elif is_patient and not self._supply.is_here(task.task):
                 return
             else:
@@ -425,7 +456,7 @@ class Server:
         if self._supply.has_failed(task.task):
             self._supply.discard(task.task)
             self._n_reached -= 1
-            self._recorder.append("tasks", _ended_row(task, Outcome.FAILED, len(self._rule.scalar_names)))
+            self._recorder.append("tasks", ended_row(task, Outcome.FAILED, len(self._rule.scalar_names)))
         else:
             self._consume(task, is_last=is_last)
 
@@ -450,7 +481,7 @@ class Server:
         if self._schedule.learns:
             told = (staleness, arrival_s, diagnostics.weight, diagnostics.next_steps)
             self._schedule.learned(Feedback(task, update.report, *told))
-        self._recorder.append("tasks", _applied_row(task, arrival_s, met_version, update, item, diagnostics))
+        self._recorder.append("tasks", applied_row(task, arrival_s, met_version, update, item, diagnostics))
 
     def _merge(self) -> None:
         if self._made_P is None:  # nothing was owed any more
@@ -510,56 +541,3 @@ class Server:
             f"stalled at {self._schedule.now_s:.6g} s, version {self._schedule.version}: nothing is in flight and "
             "no client ever becomes available again"
         )
-
-
-def _applied_row(
-    task: Task, arrival_s: float, met_version: int, update: Update, item: Item, diagnostics: Any
-) -> tuple[float, ...]:
-    """A row of the `tasks` table for a consumed update."""
-    report = update.report
-    return (
-        task.task,
-        task.client,
-        report.worker,
-        Outcome.APPLIED,
-        task.base_version,
-        met_version + 1,
-        met_version - task.base_version,
-        task.dispatch_s,
-        task.download_s,
-        task.compute_s,
-        task.upload_s,
-        arrival_s,
-        item.submitted_s,
-        item.arrived_s,
-        report.train_s,
-        report.n_samples,
-        report.n_steps,
-        report.loss_before,
-        report.loss_after,
-        diagnostics.weight,
-        report.update_norm,
-        *diagnostics.scalars,
-    )
-
-
-def _ended_row(task: Task, outcome: Outcome, n_scalars: int) -> tuple[float, ...]:
-    """A row of the `tasks` table for a task that ended without an update being consumed."""
-    return (
-        task.task,
-        task.client,
-        -1,
-        outcome,
-        task.base_version,
-        -1,
-        -1,
-        task.dispatch_s,
-        task.download_s,
-        task.compute_s,
-        task.upload_s,
-        task.arrival_s,
-        *(_NAN, _NAN, _NAN),
-        task.n_samples,
-        task.n_steps,
-        *(_NAN,) * (4 + n_scalars),
-    )

@@ -21,6 +21,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fedsim.comm.transport import (
     Backoff,
@@ -200,6 +201,10 @@ class Supply:
         self._evaluating[worker].append(version)
         coming = [version] if self._shelves.pin(worker, version) else []
         self._post(worker, Command(evaluate=version, coming=coming))
+
+    def go_live(self) -> None:
+        """From now on what arrives is consumed at once: no room is kept for what is due."""
+        self._bounds = replace(self._bounds, reserve=0)
 
     def evaluations(self) -> list[Evaluated]:
         """The evaluations that came in since the last call."""

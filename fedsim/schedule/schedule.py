@@ -209,6 +209,20 @@ class Schedule:
             domain.take(position)
             (self._waiting if waits else self._in_flight)[task.task] = (task, number, position)
 
+    def restore_learned(self, saved: Snapshot) -> None:
+        """Takes over what pace and learners knew, and nothing else, but which tasks there have been."""
+        for name, other in self._others().items():
+            if name != "policy" or other in self._learners:
+                states.restore_object(other, snapshot.part(saved, name))
+        self._next_task = states.restored(snapshot.part(saved, "own"), {"next_task": 0})["next_task"]
+
+    def begin_after(self, version: int, next_task: int, steps_given: dict[int, int], now_s: float) -> None:
+        """Begins at a version that was just made, with nobody at work."""
+        self.version, self.now_s = version, now_s
+        self._next_task = max(self._next_task, next_task)
+        if self._work.counts_steps:
+            self._steps_given = steps_given
+
     def _others(self) -> dict[str, Any]:
         """Who else keeps a state, by its name in a checkpoint: the policy, the pace and the learners, each once."""
         others: dict[str, Any] = {"policy": self._policy}

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from fedsim.cli import cli
 from fedsim.record import checkpoint
+from fedsim.record.reader import open_run
 
 FEDSIM = (sys.executable, "-m", "fedsim")
 CONFIG = """\
@@ -205,6 +206,37 @@ def test_a_stop_by_the_wall_clock_can_be_gone_on_with(whole: Path, config_path: 
     assert bits(folder)[1:] == bits(whole)[1:]
 
 
+@pytest.mark.parametrize("n_ranks", [1, pytest.param(3, marks=pytest.mark.mpi)])
+def test_a_kill_on_the_wall_clock(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
+    """What was recorded past the checkpoint is kept, and a replay of the joined record gives the same model."""
+    from tests.unit.test_cli_running import environment, mpirun
+
+    folder, path = tmp_path / "wall", tmp_path / "wall.yaml"
+    lines = [line for line in CONFIG.splitlines() if not line.startswith("devices")]
+    path.write_text("\n".join([*lines, "clock: wall", "record: {flush_s: 0.02}", ""]))
+    launcher = [*mpirun(), "-n", str(n_ranks)] if n_ranks > 1 else []
+    words = ["run", str(path), "--out", str(folder), "--quiet", "--set", "stop.versions=150"]
+    process = subprocess.Popen([*launcher, *FEDSIM, *words], env=environment(), start_new_session=True)
+    try:
+        wait_for(folder / checkpoint.name_of(2), process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1.0)  # ranks notice that their launcher is gone
+    before = open_run(folder).versions
+    resumed = subprocess.run(
+        [*launcher, *FEDSIM, "resume", str(folder), "--quiet"], env=environment(), capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    told, joined = summary(folder), open_run(folder)
+    assert (told["status"], told["versions"], told["attempts"]) == ("done", 150, 2)
+    assert joined.versions.version.tolist() == list(range(1, 151)) and joined.tasks.task.is_unique
+    n = len(before) - 2  # the last ones may have been torn by the kill
+    assert joined.versions.virtual_s.tolist()[:n] == before.virtual_s.tolist()[:n]
+    assert says("replay", folder, "--out", tmp_path / "again", "--quiet").exit_code == 0
+
+
 @pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
 def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
     """Tasks of ten million steps, minutes each: the run is stopped all the same, with a checkpoint."""
@@ -235,6 +267,7 @@ import sys
 from pathlib import Path
 from fedsim.cli import main
 from fedsim.record import checkpoint
+from fedsim.record.reader import open_run
 first, n_written = checkpoint.write, []
 
 def write(*words):

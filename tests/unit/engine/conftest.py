@@ -22,6 +22,7 @@ from fedsim.engine.losses import Leniency
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.server import Pulse, Server
 from fedsim.engine.supply import Bounds, Supply
+from fedsim.engine.tail import Recorded, Tail, recorded_past
 from fedsim.engine.versions import VersionStore
 from fedsim.engine.worker import Worker
 from fedsim.population.devices import Devices
@@ -165,6 +166,12 @@ class Kept:
     def __init__(self, saved: Snapshot, versions: dict[int, Float32], rows: Rows) -> None:
         self.saved, self.versions = saved, versions
         self._tables = {name: list(table) for name, table in rows.tables.items()}
+        self.recorded: Recorded | None = None
+
+    def killed_at(self, rows: Rows) -> Kept:
+        """The same, with what the killed run recorded later, on the wall clock."""
+        self.recorded = recorded_past(rows, len(self._tables["tasks"]), len(self._tables["versions"]))
+        return self
 
     def rows(self) -> Rows:
         """A record that goes on from here."""
@@ -251,7 +258,8 @@ class Bench:
         ]
         transport: Any = InlineTransport(workers[0]) if self.n_workers == 1 else Shuffled(workers, self.seed)
         versions = VersionStore(N_PARAMETERS, 8 * N_PARAMETERS)
-        reserve = 0 if config.clock == "wall" and not replaying else 1
+        is_live = kept is None or kept.recorded is None
+        reserve = 0 if config.clock == "wall" and not replaying and is_live else 1
         bounds = replace(self.bounds, reserve=reserve)
         supply = Supply(transport, placement(self.placement, self.n_workers, SIZES), bounds, versions, self.clock, 1e9)
         supply._report = lambda *failure: self.reports.append(failure)
@@ -276,7 +284,9 @@ class Bench:
             keeper=keeper,
         )
         if kept is not None:
-            server.restore(kept.saved, ((v, vector_P.copy()) for v, vector_P in kept.versions.items()))
+            recorded = kept.recorded
+            tail = None if recorded is None else lambda live: Tail(recorded, work_of(config), N_CLIENTS, live)
+            server.restore(kept.saved, ((v, vector_P.copy()) for v, vector_P in kept.versions.items()), tail)
         status = server.run(replaying=replaying)
         return Result(status, rows, server.weights(), server.pulse, supply)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsim.engine.replay import History
 from fedsim.engine.supply import Bounds
 
 LOSSY = {"compute": {"time": {"law": "exponential", "mean": 1.0}}, "loss_probability": 0.2}
@@ -57,7 +58,7 @@ def without_wall(rows: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_killed_run_ends_as_if_nothing_had_been(
     bench: Any, config: Any, killing: Any, tmp_path: Path, name: str, seed: int
 ) -> None:
@@ -81,3 +82,51 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
     assert result is not None and result.status == "done"
     assert without_wall(result.rows) == without_wall(whole.rows)
     assert np.array_equal(result.weights_P, whole.weights_P)
+
+
+WALL = {
+    "async": {"policy": "async", "concurrency": 4},
+    "buffered": {"policy": "buffered", "concurrency": 6, "buffer": 4},
+    "k-async": {"policy": "k-async", "concurrency": 5, "k": 3},
+    "sync": {"policy": "sync", "cohort": 3, "over_selection": 2.0},
+    "window": {"policy": "window", "concurrency": 4, "window_s": 0.004},
+}
+
+
+@pytest.mark.parametrize("name", WALL)
+@pytest.mark.parametrize("seed", range(2))
+def test_on_the_wall_clock_the_replay_of_its_record_is_the_same(
+    bench: Any, config: Any, killing: Any, tmp_path: Path, name: str, seed: int
+) -> None:
+    draws = random.Random(f"{name} {seed}")
+    rest = UPDATES | {"training": {"order": "continued", "optimizer": {"kind": "sgd", "learning_rate": 0.1}}}
+    rest["training"] |= {"batch_size": 4, "steps": 3}
+    of = config(clock="wall", seed=seed, schedule=WALL[name], **rest)
+    slow = 2 if name in ("sync", "window") else 1  # moments between two versions
+    kept, result, before, n_tails = None, None, [], 0
+    for life in range(6):
+        keeper = killing(tmp_path, draws.sample(range(1, 12), 2), draws.randint(12, 40) * slow if life < 5 else -1)
+        room = bench(n_workers=draws.choice((1, 2, 3)), seed=seed + life)
+        try:
+            result = room.run(of, keeper, kept)
+            break
+        except keeper.Killed:
+            kept = keeper.last or kept
+            if kept is not None and keeper.rows.tables["versions"]:
+                kept = kept.killed_at(keeper.rows)
+                n_tails += kept.recorded is not None
+                n_whole = 0 if kept.recorded is None else kept.recorded.history.task.size
+                before = keeper.rows.history()[:n_whole]
+                continue
+            before = []
+    assert result is not None and result.status == "done" and n_tails > 0
+    assert result.rows.history()[: len(before)] == before
+    tasks = result.rows.column("tasks", "task").tolist()
+    assert len(set(tasks)) == len(tasks)
+    versions = result.rows.column("versions", "version").tolist()
+    assert versions == list(range(1, len(versions) + 1))
+    times = result.rows.column("versions", "virtual_s")
+    assert (np.diff(times) >= 0).all()
+    again = bench(n_workers=2, seed=seed).replay(of, History.of(result.rows))
+    assert np.array_equal(again.weights_P, result.weights_P)
+    assert again.rows.history() == result.rows.history()

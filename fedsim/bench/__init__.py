@@ -235,13 +235,35 @@ def _training(model: str, paths: str, group_size: int | None, ranks: int, repeat
 def _groups(models: str, paths: str, optimizers: str, repeat: int, as_json: bool) -> int:
     """Train in groups of 1 to 64 clients, and compare the size that the rule chooses with the best of them."""
     from fedsim.bench.groups import measure
-    from fedsim.bench.workload import OPTIMIZERS
 
-    variants = dict(zip(STEPS, OPTIMIZERS, strict=True))
-    chosen = [variants[name] for name in _listed(optimizers, STEPS, "--optimizers")]
+    chosen = _variants(optimizers)
     report = measure(_listed(models, TRAINED, "--models"), _listed(paths, PATHS[1:], "--paths"), chosen, repeat)
     click.echo(report.json() if as_json else report.text())
     return EXIT_DONE
+
+
+@bench.command("footprint", short_help="Memory that training takes, against the formula.")
+@click.option("--models", default="tiny,mlp,wide,cnn", show_default=True, metavar="LIST", help="Models, with commas.")
+@click.option("--paths", default="fused,stacked,loop", show_default=True, metavar="LIST", help="Paths, with commas.")
+@click.option("--optimizers", default="sgd,adam", show_default=True, metavar="LIST", help="With commas; or momentum.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How often.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def _footprint(models: str, paths: str, optimizers: str, repeat: int, as_json: bool) -> int:
+    """Train groups in fresh processes, and compare their peak memory with the formula that `fedsim check` uses."""
+    from fedsim.bench.footprint import measure
+
+    chosen = _variants(optimizers)
+    report = measure(_listed(models, TRAINED, "--models"), _listed(paths, PATHS, "--paths"), chosen, repeat)
+    click.echo(report.json() if as_json else report.text())
+    return EXIT_DONE
+
+
+def _variants(optimizers: str) -> list[str]:
+    """The workload's names for optimisers."""
+    from fedsim.bench.workload import OPTIMIZERS
+
+    variants = dict(zip(STEPS, OPTIMIZERS, strict=True))
+    return [variants[name] for name in _listed(optimizers, STEPS, "--optimizers")]
 
 
 def _listed(text: str, allowed: Sequence[str], option: str) -> list[str]:

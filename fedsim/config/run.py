@@ -52,13 +52,18 @@ class StopConfig(Section):
 
 
 class MemoryConfig(Section):
-    """Bounds, in bytes; each is raised to the least that works (one update, one group, one version)."""
+    """Bounds, in bytes; each is raised to the least that works (one update, one group, one version).
+
+    `worker_cache_bytes` and `worker_group_bytes` bound how many clients train together, and are not raised.
+    """
 
     server_updates_bytes: Bytes = 2**30
     server_versions_bytes: Bytes = 2**30
     worker_updates_bytes: Bytes = 2**30
     worker_versions_bytes: Bytes = 2**30
     worker_data_bytes: Bytes = 2**30
+    worker_cache_bytes: Annotated[int, Field(ge=1, le=2**50)] = 3 * 2**23
+    worker_group_bytes: Annotated[int, Field(ge=1, le=2**50)] = 2**32
 
 
 class RecordConfig(Section):

@@ -129,6 +129,7 @@ class Plan:
             ("evaluations", self._evaluations_text()),
             *([("clients keep", self._states_text())] if self.n_state_values else []),
             ("room", self._room_text()),
+            ("a worker's memory", self._memory_text()),
             ("stops at", ", ".join(_stops(config))),
         ]
 
@@ -192,6 +193,32 @@ class Plan:
         assert self.devices is not None
         why = reason_against(self.config.schedule, self.devices)
         return "none: the schedule alone, " + (f"event by event ({why})" if why else "compiled")
+
+    def _memory_text(self) -> str:
+        """The formula of `fedsim.training.footprint`, in numbers."""
+        if self.training_path == "none":
+            return "nothing is trained"
+        from fedsim.training.footprint import group_bytes, worker_bytes  # loads torch
+
+        config, shape = self.config, self.population.sample_shape
+        group = group_bytes(config.training, self.module, shape, self.training_path, self.group_size)
+        clients = np.arange(self.population.n_clients) if self.members is None else self.members
+        sizes = self.population.n_samples(_thinned(clients))
+        sample_bytes = 4 * math.prod(shape) + 8
+        most = worker_bytes(
+            config, self.module, shape, group,
+            n_versions=self.bounds.worker_versions,
+            n_results=min(self.bounds.worker_rows, self.concurrency) + _N_GROUPS * self.group_size,
+            data_bytes=math.ceil(sizes.mean() * clients.size) * sample_bytes,
+            group_data_bytes=self.group_size * int(sizes.max()) * sample_bytes,
+        )  # fmt: skip
+        return (
+            f"at most {most.total:,} bytes beside Python: {most.versions:,} for versions, {most.results:,} for "
+            "results, "
+            f"{most.group:,} for a group (weights {group.weights:,}, activations {group.activations:,}, batches "
+            f"{group.batches:,}), {most.shards:,} for samples, {most.evaluation:,} for evaluations, "
+            f"{most.libraries:,} for libraries at work"
+        )
 
     def _room_text(self) -> str:
         rows, n_bytes = self.bounds, 4 * self.layout.n_parameters

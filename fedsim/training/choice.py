@@ -2,28 +2,34 @@
 
 It knows neither ranks nor timing nor the machine, so every rank comes to the same choice. A client's bits do not depend
 on the group size; speed does: too small a group pays Python's overhead for too few clients, too large a one leaves the
-cache.
+cache, and takes rank zero's room for updates. So a group is the smallest power of two, from `FEW` to `MAX_GROUP`, with
+`STEP_OPERATIONS` in a step, or the largest whose working set fits `memory.worker_cache_bytes`, if that is smaller; on a
+GPU, `MAX_GROUP`. Whatever its size, what it takes in all has to fit `memory.worker_group_bytes`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from fedsim.config import AdamOptimizer, PlainObjective, RunConfig, TrainingConfig
+from fedsim.config import RunConfig, TrainingConfig
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
+from fedsim.training.footprint import group_bytes, n_slabs
 from fedsim.training.fused import machine, program
-from fedsim.training.fused.graph import Node, UnsupportedError
+from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.memory import padded
 from fedsim.training.objectives import TaskLoss
 
-CACHE_BYTES = 4 << 20  # of a core, with its share of what cores share: the measure for groups, not the machine's own
-STACKED_LEAST = 16  # clients in the cache from which on torch.func is faster than the loop
-MAX_GROUP = 64  # beyond it a step's overhead is below a hundredth
+STACKED_BYTES = 1 << 18  # of a client: up to here torch.func over groups is faster than the loop
+STEP_OPERATIONS = 1 << 27  # floating-point operations: about two milliseconds, beside which calls are a few per cent
+FEW = 8  # fewer clients than this are worse in some model, however much they have to do
+MAX_GROUP = 64  # more were no faster in any
 _FLOAT_BYTES = 4
 
 
@@ -67,19 +73,59 @@ def choose_path(
                 ) from error
             refusals.append(f"not {path}: {error}")
             continue
+        fitting = partial(_fitting, config, module, sample_shape, has_linear, least)
         if is_captured:
             why = f"the {path} step as a CUDA graph, which no core's cache bounds"
-            return Choice("captured", training.group_size or MAX_GROUP, "; ".join([*refusals, why]))
-        reason = f"{client_bytes:,} bytes a client, of a cache of {CACHE_BYTES:,}"
-        if path == "stacked" and training.path == "auto" and client_bytes > CACHE_BYTES // STACKED_LEAST:
-            refusals.append(f"not stacked: {reason}, which is to hold {STACKED_LEAST}")
+            return fitting(Choice("captured", training.group_size or MAX_GROUP, "; ".join([*refusals, why])))
+        if path == "stacked" and training.path == "auto" and client_bytes > STACKED_BYTES:
+            refusals.append(f"not stacked: {client_bytes:,} bytes a client, above {STACKED_BYTES:,}")
             continue
-        if training.group_size is not None:
-            return Choice(path, training.group_size, "; ".join([*refusals, "group size as configured"]))
-        return Choice(path, group_size(client_bytes, least), "; ".join([*refusals, reason]))
+        cache_bytes = config.memory.worker_cache_bytes
+        operations = step_operations(training, module, sample_shape) if path == "fused" else 0
+        size, reason = (
+            group_size(client_bytes, least, cache_bytes, operations),
+            f"{client_bytes:,} bytes a client at work",
+        )
+        reason = "group size as configured" if training.group_size else f"{reason}, of a cache of {cache_bytes:,}"
+        return fitting(Choice(path, training.group_size or size, "; ".join([*refusals, reason])))
     if training.path == "captured":
         raise ConfigError(f"training.path: captured cannot train this model: {'; '.join(refusals)}; use auto or loop")
     return Choice("loop", training.group_size or 1, "; ".join(refusals) or "as configured")
+
+
+def _fitting(
+    config: RunConfig,
+    module: torch.nn.Module,
+    sample_shape: tuple[int, ...],
+    has_linear: bool,
+    least: int,
+    choice: Choice,
+) -> Choice:
+    """The choice, with the largest group that fits `memory.worker_group_bytes` where the rule's does not.
+
+    Raises ConfigError if a configured size does not fit, or no group at all.
+    """
+    path, size, reason = choice
+    bound, given = config.memory.worker_group_bytes, config.training.group_size
+
+    def n_bytes(n: int) -> int:
+        return group_bytes(config.training, module, sample_shape, path, n, has_linear=has_linear).total
+
+    if n_bytes(max(size, least)) <= bound:
+        return choice
+    fit = 0
+    for n in reversed(range(least, size)):
+        if n_bytes(n) <= bound:
+            fit = n
+            break
+    if given is None and fit:
+        return Choice(path, fit, f"{reason}; as many as fit memory.worker_group_bytes")
+    what = f"training.group_size: {given} clients take" if given else f"a group of {least} on the path {path} takes"
+    allowed = f"{fit} fit; set training.group_size to it, or" if fit else "no group fits; set training.path: loop, or"
+    raise ConfigError(
+        f"{what} {n_bytes(max(given or least, least)):,} bytes, above memory.worker_group_bytes {bound:,}: {allowed} "
+        "memory.worker_group_bytes to more"
+    )
 
 
 def _fused(
@@ -102,21 +148,35 @@ def _stacked(
     from fedsim.training import stacked  # torch.func takes a while to load
 
     stacked.check(module, sample_shape, loss)
-    n_values = (_n_slabs(training) + has_linear) * Layout.of(module).n_parameters
+    n_values = (n_slabs(training) + has_linear) * Layout.of(module).n_parameters
     return _FLOAT_BYTES * (n_values + 8 * training.batch_size * math.prod(sample_shape)), 2
 
 
 _PATHS: dict[str, Callable[..., tuple[int, int]]] = {"fused": _fused, "stacked": _stacked}
 
 
-def group_size(client_bytes: int, least: int) -> int:
-    """How many clients fill the cache: a power of two from `least` to `MAX_GROUP`.
+def group_size(client_bytes: int, least: int, cache_bytes: int, operations: int = 0) -> int:
+    """How many clients fill the cache, or have enough to do: a power of two from `least` to `MAX_GROUP`.
 
-    >>> [group_size(n, 2) for n in (10, 65_536, 100_000, 900_000, 2**21, 2**30)]
+    `operations` are those of a client's step; 0 where nobody knows.
+
+    >>> [group_size(n, 2, 2**22) for n in (10, 65_536, 100_000, 900_000, 2**21, 2**30)]
     [64, 64, 32, 4, 2, 2]
+    >>> [group_size(10, 1, 2**22, n) for n in (10**5, 2 * 10**6, 7 * 10**6, 10**9)]
+    [64, 64, 32, 8]
     """
-    n = max(CACHE_BYTES // client_bytes, least)
-    return int(min(2 ** int(math.log2(n)), MAX_GROUP))
+    fitting = max(cache_bytes // client_bytes, least)
+    wanted = 2 ** math.ceil(math.log2(STEP_OPERATIONS / operations)) if operations else MAX_GROUP
+    return int(max(least, min(2 ** int(math.log2(fitting)), max(wanted, FEW), MAX_GROUP)))
+
+
+def step_operations(training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...]) -> int:
+    """Floating-point operations of a client's step: forward pass and gradients of linear layers and convolutions."""
+    products = 0
+    for node in trace(module, sample_shape):
+        if isinstance(node.layer, nn.Linear | nn.Conv2d):
+            products += math.prod(node.shape) * node.layer.weight[0].numel()
+    return 6 * training.batch_size * products
 
 
 def fused_client_bytes(
@@ -129,7 +189,7 @@ def fused_client_bytes(
     """Bytes that one client works on: weights and optimiser state, a batch, activations and their gradients."""
     n_weights = program.places_of(nodes, layout).n_floats
     n_values = 2 * sum(padded(math.prod(node.shape)) for node in nodes) + padded(math.prod(sample_shape))
-    return _FLOAT_BYTES * (n_weights * (_n_slabs(training) + has_linear) + training.batch_size * n_values)
+    return _FLOAT_BYTES * (n_weights * (n_slabs(training) + has_linear) + training.batch_size * n_values)
 
 
 def ahead_client_bytes(
@@ -143,14 +203,4 @@ def ahead_client_bytes(
     n_rows, n_outputs = n_block * training.batch_size, padded(math.prod(first.shape))
     n_values = 2 * sum(padded(math.prod(node.shape)) for node in nodes)
     n_block_values = n_rows * n_outputs + training.batch_size * (n_outputs + padded(n_rows))
-    return _FLOAT_BYTES * (n_weights * _n_slabs(training) + training.batch_size * n_values + n_block_values)
-
-
-def _n_slabs(training: TrainingConfig) -> int:
-    """How many numbers a parameter has: see `fedsim.training.fused.optimizers`."""
-    optimizer, has_base = training.optimizer, not isinstance(training.objective, PlainObjective)
-    if isinstance(optimizer, AdamOptimizer):
-        return 5 + has_base
-    if training.clip_norm is None and not has_base and (optimizer.momentum or not optimizer.weight_decay):
-        return 2 if optimizer.momentum else 1
-    return 3 + bool(optimizer.momentum) + has_base
+    return _FLOAT_BYTES * (n_weights * n_slabs(training) + training.batch_size * n_values + n_block_values)

@@ -24,6 +24,11 @@ _MAX_STEPS = 64
 _ROW = 16  # samples start on 64-byte boundaries
 
 
+def block_steps(n_slots: int, n_batch: int, sample_bytes: int) -> int:
+    """How many steps of a group's samples fit the cache, one at least."""
+    return min(max(_BLOCK_BYTES // (n_slots * n_batch * sample_bytes), 1), _MAX_STEPS)
+
+
 class GroupBatches:
     """Memory for a block of steps; `n_valid_GK` says how many samples of each batch are real.
 
@@ -43,8 +48,7 @@ class GroupBatches:
         n_steps: int | None = None,
     ) -> None:
         stride = -(-n_features // _ROW) * _ROW
-        step_bytes = n_slots * n_batch * stride * dtype.itemsize
-        self.n_steps = n_steps or min(max(_BLOCK_BYTES // step_bytes, 1), _MAX_STEPS)
+        self.n_steps = n_steps or block_steps(n_slots, n_batch, stride * dtype.itemsize)
         self.n_batch = n_batch
         shape = (n_slots, self.n_steps, n_batch)
         self.x_GKBF = torch.zeros((*shape, stride), dtype=dtype, device=device)

@@ -41,6 +41,7 @@ OPTIONS = {
     "engine": [*SHARED, "--workers", "--cases"],
     "training": ["--model", "--paths", "--group-size", "--ranks", "--repeat", "--json"],
     "groups": ["--models", "--paths", "--optimizers", "--repeat", "--json"],
+    "footprint": ["--models", "--paths", "--optimizers", "--repeat", "--json"],
 }
 
 

@@ -15,6 +15,7 @@ from fedsim import models, training
 from fedsim.errors import ClientError, ConfigError
 from fedsim.layout import Layout
 from fedsim.training.choice import choose_path
+from fedsim.training.footprint import group_bytes
 from fedsim.training.fused import machine
 from fedsim.training.fused.graph import trace
 from fedsim.training.objectives import task_loss
@@ -32,7 +33,7 @@ def choose(make_config: Make, case: Any, **section: Any) -> tuple[str, int, str]
     return choose_path(config, module, shape, task_loss(models.n_outputs(config.model, n_classes)))
 
 
-@pytest.mark.parametrize(("case", "group_size"), [(TINY, 64), (MLP, 16), (CNN, 2)], ids=["tiny", "mlp", "cnn"])
+@pytest.mark.parametrize(("case", "group_size"), [(TINY, 64), (MLP, 16), (CNN, 4)], ids=["tiny", "mlp", "cnn"])
 def test_group_fills_the_cache(make_config: Make, case: Any, group_size: int) -> None:
     path, n, reason = choose(make_config, case)
     assert (path, n) == ("fused", group_size) and "bytes a client" in reason
@@ -280,3 +281,34 @@ def test_batchnorm_is_named_with_what_to_use_instead(make_config: Make, path: st
     config = make_config(training={"path": path})
     with pytest.raises(ConfigError, match=r"layer '1' \(BatchNorm1d\).*use GroupNorm"):
         choose_path(config, odd, (6,), task_loss(3))
+
+
+def test_what_fits_a_group_decides(make_config: Make) -> None:
+    """Of a group too large by the rule, as many clients as fit; of a configured one, a line that says how many do."""
+    rule = choose(make_config, MLP)
+    kind, shape, n_classes = MLP
+
+    def bounded(bound: int, **section: Any) -> tuple[str, int, str]:
+        config = make_config(
+            model=kind, memory={"worker_group_bytes": bound}, training={"path": "auto", "batch_size": 10} | section
+        )
+        module = models.build_initial(config.model, shape, n_classes, 0)
+        return choose_path(config, module, shape, task_loss(n_classes))
+
+    config = make_config(model=kind, training={"path": "auto", "batch_size": 10})
+    module = models.build_initial(config.model, shape, n_classes, 0)
+    five = group_bytes(config.training, module, shape, "fused", 5).total
+    assert bounded(five)[:2] == ("fused", 5) and "as many as fit memory.worker_group_bytes" in bounded(five)[2]
+    assert bounded(2**40)[:2] == rule[:2]
+    assert bounded(five, group_size=5)[1] == 5
+    line = (
+        rf"training\.group_size: 6 clients take [\d,]+ bytes, above memory\.worker_group_bytes {five:,}: 5 fit; "
+        "set training.group_size to it, or memory.worker_group_bytes to more"
+    )
+    with pytest.raises(ConfigError, match=line):
+        bounded(five, group_size=6)
+    with pytest.raises(
+        ConfigError, match=r"a group of 1 on the path fused takes .*: no group fits; set training\.path"
+    ):
+        bounded(1000)
+    assert bounded(1000, path="loop")[:2] == ("loop", 1)

@@ -165,7 +165,7 @@ def group_size(client_bytes: int, least: int, cache_bytes: int, operations: int 
     >>> [group_size(10, 1, 2**22, n) for n in (10**5, 2 * 10**6, 7 * 10**6, 10**9)]
     [64, 64, 32, 8]
     """
-    fitting = max(cache_bytes // client_bytes, least)
+    fitting = max(cache_bytes // client_bytes, least, 2)
     wanted = 2 ** math.ceil(math.log2(STEP_OPERATIONS / operations)) if operations else MAX_GROUP
     return int(max(least, min(2 ** int(math.log2(fitting)), max(wanted, FEW), MAX_GROUP)))
 

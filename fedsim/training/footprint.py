@@ -27,7 +27,7 @@ from fedsim.training.fused.memory import padded
 from fedsim.training.groupbatches import block_steps
 
 FLOAT_BYTES = 4
-LIBRARY_BYTES = 32 << 20  # what libraries keep for themselves once they have worked: packed operands, code, kernels
+LIBRARY_BYTES = 64 << 20  # what libraries keep for themselves once they have worked: packed operands, code, kernels
 _FUSED_FORMS, _STACKED_FORMS = 4, 12
 _MOST_EVALUATIONS = 32  # outstanding, each with a version
 

@@ -1,28 +1,33 @@
 # shellcheck shell=bash
 # Sourced by the batch files beside it, in a job, from the project's folder: how ranks are started, and what signals do to them.
 #
-# FEDSIM_LAUNCH   the words that start ranks; otherwise mpirun of the MPI that mpi4py loads, with as many ranks as the job has tasks.
-#                 For srun instead: FEDSIM_LAUNCH="srun --mpi=pmi2 --kill-on-bad-exit=1" (MPICH), --mpi=pmix (Open MPI)
+# FEDSIM_MPIRUN   the mpirun, with options; otherwise the one beside Python or in PATH, with --bind-to none
+# FEDSIM_LAUNCH   what starts ranks instead of a supervised mpirun: "srun --mpi=pmi2 --kill-on-bad-exit=1" for MPICH, --mpi=pmix for Open MPI
 
 export OMP_NUM_THREADS=1
 # Slurm 22.05 and later does not hand the job's --cpus-per-task on to srun.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 # shellcheck disable=SC1091
 [ ! -e .venv/bin/activate ] || source .venv/bin/activate # what launch/quickstart installed
-read -r -a LAUNCH <<<"${FEDSIM_LAUNCH:-mpirun --bind-to none -n $SLURM_NTASKS}"
+MPIRUN="$(dirname -- "$(command -v python)")/mpirun"
+[ -x "$MPIRUN" ] || MPIRUN=mpirun
+export FEDSIM_MPIRUN="${FEDSIM_MPIRUN:-$MPIRUN --bind-to none}"
 
 # Runs a configuration into a folder, or goes on with what is in the folder; ends the job with its exit code.
 run_or_resume() { # FOLDER CONFIG [--set KEY=VALUE]...
-    local folder="$1" words
+    local folder="$1" words launch
     shift
-    if [ -e "$folder" ]; then
-        words=(resume "$folder")
+    if [ -e "$folder" ]; then words=("$folder"); else words=("$@" --out "$folder"); fi
+    if [ -n "${FEDSIM_LAUNCH:-}" ]; then
+        read -r -a launch <<<"$FEDSIM_LAUNCH"
+        # A group of its own: what Slurm sends this script is not for the launcher.
+        launch=(setsid "${launch[@]}" python -m fedsim "$([ -e "$folder" ] && echo resume || echo run)")
     else
-        words=(run "$@" --out "$folder")
+        # It keeps mpirun out of this script's group, and starts again what died, on the nodes that are left.
+        launch=(python -m fedsim.supervisor -n "$SLURM_NTASKS")
     fi
-    # A group of its own: what Slurm sends this script is not for the launcher. USR2 is passed on by it to every rank; they write a
-    # checkpoint and end with 75. The sleep is what a signal interrupts: nothing is lost by it.
-    setsid "${LAUNCH[@]}" python -m fedsim "${words[@]}" --quiet &
+    # USR2 is passed on to every rank; they write a checkpoint, and all ends with 75. The sleep is what a signal interrupts.
+    "${launch[@]}" "${words[@]}" --quiet &
     local ranks=$! code=0
     # shellcheck disable=SC2064
     trap "kill -USR2 $ranks 2>/dev/null || true" USR2 TERM INT

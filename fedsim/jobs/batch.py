@@ -8,13 +8,19 @@ from dataclasses import dataclass
 
 from fedsim.jobs.machine import Machine
 
-_STARTS = """
-# A group of its own: what Slurm sends this script is not for the launcher. USR2 is passed on by it to every rank; they
-# write a checkpoint and end with 75. The sleep is what a signal interrupts: nothing is lost by it.
-setsid {launch} "${{words[@]}}" --quiet &
+_SUPERVISED = """
+# The supervisor starts again what died, on the nodes that are left. mpirun is not in this script's process group: USR2
+# reaches every rank through the supervisor; they write a checkpoint, and all ends with 75.
+export FEDSIM_MPIRUN={mpirun}
+{python} -m fedsim.supervisor -n {ranks} "${{words[@]}}" --quiet &"""
+_BARE = """
+# A group of its own: what Slurm sends this script is not for srun. USR2 is passed on by it to every rank; they write a
+# checkpoint and end with 75.
+setsid {launch} "${{words[@]}}" --quiet &"""
+_WAITS = """
 ranks=$!
 trap 'kill -USR2 "$ranks" 2>/dev/null || true' USR2 TERM INT
-while kill -0 "$ranks" 2>/dev/null; do
+while kill -0 "$ranks" 2>/dev/null; do # the sleep is what a signal interrupts: nothing is lost by it
     sleep 1 &
     wait $! || true
 done
@@ -53,9 +59,9 @@ def text(job: Job, machine: Machine) -> str:
         "set -euo pipefail",  # after the site's own lines: modules' shell code is seldom written for it
         *_environment(machine),
         "",
-        *_words(job),
+        *_words(job, machine),
     ]
-    return "\n".join(parts) + _STARTS.format(launch=_launch(job, machine))
+    return "\n".join(parts) + _launch(job, machine) + _WAITS
 
 
 def _printable(words: str) -> str:
@@ -68,6 +74,7 @@ def _options(job: Job, machine: Machine) -> list[str]:
     own: dict[str, object] = {"job-name": job.name}
     own |= {"account": machine.account, "partition": machine.partition}
     own |= {"nodes": job.nodes, "ntasks": job.ranks, "cpus-per-task": machine.cpus_per_rank, "time": machine.time}
+    own |= {"no-kill": machine.launcher == "mpirun" and job.nodes > 1}  # a lost node is the supervisor's business
     own |= machine.sbatch
     own |= {"signal": f"B:USR2@{machine.warn_s}", "requeue": True, "open-mode": "append", "output": job.log}
     kept = {name: value for name, value in own.items() if value is not None and value is not False}
@@ -81,23 +88,23 @@ def _environment(machine: Machine) -> list[str]:
     return [*lines, 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
 
 
-def _words(job: Job) -> list[str]:
-    """Shell lines that set `words`: what fedsim is to do."""
+def _words(job: Job, machine: Machine) -> list[str]:
+    """Shell lines that set `words`: what is to be run, or gone on with."""
     run = shlex.quote(job.run)
     first = [job.config, "--out", job.run, *(word for value in job.overrides for word in ("--set", value))]
+    begin, go_on = ("run ", "resume ") if machine.launcher == "srun" else ("", "")  # the supervisor tells by itself
     return [
         f"if [ -e {run} ]; then",
-        f"    words=(resume {run})",
+        f"    words=({go_on}{run})",
         "else",
-        f"    words=(run {shlex.join(first)})",
+        f"    words=({begin}{shlex.join(first)})",
         "fi",
     ]
 
 
 def _launch(job: Job, machine: Machine) -> str:
-    program = [job.python, "-m", "fedsim"]
     if machine.launcher == "srun":
-        words = ["srun", f"--mpi={machine.mpi}", "--kill-on-bad-exit=1", *program]
-    else:
-        words = [job.mpirun, *machine.launcher_options, "-n", str(job.ranks), *program]
-    return shlex.join(words)
+        words = ["srun", f"--mpi={machine.mpi}", "--kill-on-bad-exit=1", job.python, "-m", "fedsim"]
+        return _BARE.format(launch=shlex.join(words))
+    mpirun = shlex.quote(shlex.join([job.mpirun, *machine.launcher_options]))
+    return _SUPERVISED.format(mpirun=mpirun, python=shlex.quote(job.python), ranks=job.ranks)

@@ -111,3 +111,21 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster: Any, tmp_path
     assert run.attributes["slurm_restart_count"] == "1"
     assert run.attempts[0]["rows"]["versions"] >= 8, "it went on, and did not start again"
     assert bits(run.summary()) == bits(inline(config))
+
+
+def test_a_job_that_loses_a_node_goes_on_with_the_other_to_the_same_bits(
+    make_cluster: Any, tmp_path: Path, inline: Any
+) -> None:
+    """The second node's power goes in the middle: the supervisor starts again from the last checkpoint on the first."""
+    cluster = make_cluster()  # of its own: it ends with a node less
+    if cluster.mode != "namespaces":
+        pytest.skip("a node cannot be taken away where both are processes of one host")
+    out, config = tmp_path / "run", "configs/digits-buffered.yaml"
+    job = submitted(cluster, out, config, "--set", "checkpoint.every_versions=4", env=SLOW)
+    cluster.until("a checkpoint", lambda: len(list(out.glob("checkpoint-*.h5"))) >= 2, 120)
+    assert cluster.script("node", "off", "n2").returncode == 0
+    assert cluster.ended(job, 150) == "COMPLETED", printed(out)
+    run = open_run(out)
+    assert [json.loads(str(attempt["hosts"])) for attempt in run.attempts] == [["n1", "n2"], ["n1"]], printed(out)
+    assert run.attempts[0]["rows"]["versions"] >= 4, "it went on, and did not start again"
+    assert bits(run.summary()) == bits(inline(config))

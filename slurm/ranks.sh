@@ -26,12 +26,16 @@ run_or_resume() { # FOLDER CONFIG [--set KEY=VALUE]...
         # It keeps mpirun out of this script's group, and starts again what died, on the nodes that are left.
         launch=(python -m fedsim.supervisor -n "$SLURM_NTASKS")
     fi
-    # USR2 is passed on to every rank; they write a checkpoint, and all ends with 75. The sleep is what a signal interrupts.
-    "${launch[@]}" "${words[@]}" --quiet &
+    ends_with "${launch[@]}" "${words[@]}" --quiet
+}
+
+# Runs a command to which USR2 is passed on; what it starts writes checkpoints, and all ends with 75. Ends the job with its exit code.
+ends_with() { # COMMAND...
+    "$@" &
     local ranks=$! code=0
     # shellcheck disable=SC2064
     trap "kill -USR2 $ranks 2>/dev/null || true" USR2 TERM INT
-    while kill -0 "$ranks" 2>/dev/null; do
+    while kill -0 "$ranks" 2>/dev/null; do # the sleep is what a signal interrupts: nothing is lost by it
         sleep 1 &
         wait $! || true
     done

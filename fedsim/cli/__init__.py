@@ -27,6 +27,7 @@ COMMANDS = {
     "watch": "fedsim.cli.watching:watch",
     "compare": "fedsim.cli.reading:compare",
     "replay": "fedsim.cli.running:replay",
+    "sweep": "fedsim.cli.sweeping:sweep",
     "submit": "fedsim.cli.submitting:submit",
     "scale": "fedsim.bench.scale:scale",
     "list": "fedsim.cli.planning:list_names",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsim.cli.running import out_option, set_option
+from fedsim.cli.sweeping import prepared, vary_option
 from fedsim.errors import EXIT_DONE, ConfigError, LaunchError, RecordError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _SBATCH_TIMEOUT_S = 120.0
 
 @click.command(short_help="Check a configuration and submit its run as a Slurm job.")
 @click.argument("config", type=click.Path(path_type=Path))
+@vary_option
 @set_option
 @out_option
 @click.option("--machine", metavar="NAME", help="Site settings: a name in configs/machines, or a YAML file.")
@@ -33,6 +35,7 @@ _SBATCH_TIMEOUT_S = 120.0
 @click.option("--dry-run", is_flag=True, help="Print the batch file; write and submit nothing.")
 def submit(
     config: Path,
+    vary: tuple[str, ...],
     overrides: tuple[str, ...],
     out: Path | None,
     machine: str | None,
@@ -50,6 +53,9 @@ def submit(
     runs/NAME.sbatch, and submitted. The job checkpoints before its time limit and when it is pre-empted, and asks to be
     requeued; then, or if it is submitted again, it goes on where its record ends.
 
+    With --vary it is a sweep: the points are frozen in DIR/manifest.json, and a job array runs them, an element each.
+    What is done is skipped when the array is submitted again.
+
     What a site needs (partition, account, modules, how ranks are launched) stands in one file: see configs/machines.
     """
     from fedsim.jobs import batch
@@ -61,7 +67,8 @@ def submit(
     n_ranks = ranks or site.nodes * site.ranks_per_node
     if n_ranks < max(2, site.nodes):
         raise ConfigError(f"--ranks is {n_ranks}; allowed: 2 or more, and one or more for each of {site.nodes} nodes")
-    run = Path("runs") / planned.config.name if out is None else out
+    name = planned.config.name
+    run = out or Path("runs") / (f"{name}-sweep" if vary else name)
     job = batch.Job(
         name=planned.config.name,
         command=("fedsim", *sys.argv[1:]),
@@ -70,20 +77,37 @@ def submit(
         config=str(config),
         overrides=overrides,
         run=str(run),
-        log=f"{run}-%j.out",
+        log=f"{run}-%A_%a.out" if vary else f"{run}-%j.out",
         nodes=site.nodes,
         ranks=n_ranks,
+        n_points=_n_points(config, vary, overrides, run, site.launcher, dry_run) if vary else 0,
     )
     text = batch.text(job, site)
     if dry_run:
         click.echo(text, nl=False)
         return EXIT_DONE
-    _refuse_another(run, planned)
+    if not vary:
+        _refuse_another(run, planned)
     _note_idle(planned, n_ranks)
     path = run.with_name(f"{run.name}.sbatch")
     _write(path, text)
     click.echo(f"job {_submitted(path)}: {path}")
     return EXIT_DONE
+
+
+def _n_points(
+    config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], run: Path, launcher: str, dry_run: bool
+) -> int:
+    """Points of a sweep, which is frozen here unless nothing is to be written."""
+    from fedsim.jobs import sweep
+
+    if launcher != "mpirun":
+        raise ConfigError(
+            f"--vary: the elements of an array are started by mpirun, the machine's launcher is {launcher}"
+        )
+    if dry_run:
+        return len(sweep.grid(config, overrides, vary, run).points)
+    return len(prepared(config, vary, overrides, run).points)
 
 
 def _mpirun() -> str:

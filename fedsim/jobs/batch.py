@@ -13,6 +13,11 @@ _SUPERVISED = """
 # reaches every rank through the supervisor; they write a checkpoint, and all ends with 75.
 export FEDSIM_MPIRUN={mpirun}
 {python} -m fedsim.supervisor -n {ranks} "${{words[@]}}" --quiet &"""
+_ELEMENT = """
+# One point of the sweep, which is frozen in the folder; one that is done is skipped. USR2 reaches every rank; they
+# write a checkpoint, and all ends with 75.
+export FEDSIM_MPIRUN={mpirun}
+{python} -m fedsim sweep {run} --point "$SLURM_ARRAY_TASK_ID" --ranks {ranks} &"""
 _BARE = """
 # A group of its own: what Slurm sends this script is not for srun. USR2 is passed on by it to every rank; they write a
 # checkpoint and end with 75.
@@ -34,7 +39,10 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Job:
-    """What one job runs. `command` is said in the file's head; `run` is the record's folder."""
+    """What one job runs. `command` is said in the file's head; `run` is the record's folder.
+
+    With `n_points` it is an array over the points of the sweep that is frozen in that folder.
+    """
 
     name: str
     command: Sequence[str]
@@ -46,6 +54,7 @@ class Job:
     log: str
     nodes: int
     ranks: int
+    n_points: int = 0
 
 
 def text(job: Job, machine: Machine) -> str:
@@ -58,8 +67,7 @@ def text(job: Job, machine: Machine) -> str:
         *machine.setup,
         "set -euo pipefail",  # after the site's own lines: modules' shell code is seldom written for it
         *_environment(machine),
-        "",
-        *_words(job, machine),
+        *([] if job.n_points else ["", *_words(job, machine)]),
     ]
     return "\n".join(parts) + _launch(job, machine) + _WAITS
 
@@ -76,6 +84,7 @@ def _options(job: Job, machine: Machine) -> list[str]:
     own |= {"nodes": job.nodes, "ntasks": job.ranks, "cpus-per-task": machine.cpus_per_rank, "time": machine.time}
     own |= {"no-kill": machine.launcher == "mpirun" and job.nodes > 1}  # a lost node is the supervisor's business
     own |= machine.sbatch
+    own |= {"array": f"0-{job.n_points - 1}" if job.n_points else None}
     own |= {"signal": f"B:USR2@{machine.warn_s}", "requeue": True, "open-mode": "append", "output": job.log}
     kept = {name: value for name, value in own.items() if value is not None and value is not False}
     return [name if value is True else f"{name}={shlex.quote(str(value))}" for name, value in kept.items()]
@@ -107,4 +116,5 @@ def _launch(job: Job, machine: Machine) -> str:
         words = ["srun", f"--mpi={machine.mpi}", "--kill-on-bad-exit=1", job.python, "-m", "fedsim"]
         return _BARE.format(launch=shlex.join(words))
     mpirun = shlex.quote(shlex.join([job.mpirun, *machine.launcher_options]))
-    return _SUPERVISED.format(mpirun=mpirun, python=shlex.quote(job.python), ranks=job.ranks)
+    template = _ELEMENT if job.n_points else _SUPERVISED
+    return template.format(mpirun=mpirun, python=shlex.quote(job.python), ranks=job.ranks, run=shlex.quote(job.run))

@@ -34,7 +34,7 @@ _OWN = {
     **dict.fromkeys(("nodes", "N"), "--nodes"),
     **dict.fromkeys(("ntasks", "n"), "--ranks"),
     **dict.fromkeys(("time", "t"), "--time"),
-    "array": "--sweep",
+    "array": "--vary",
     "job-name": "the configuration's name",
     "output": "the configuration's name",
     "signal": "warn_s of the machine",

@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "slurm").glob("*.sbatch"))
 
 
 def test_the_files_are_these() -> None:
-    assert [path.stem for path in FILES] == ["gpu", "mps", "multinode", "preemptible", "scale", "single"]
+    assert [path.stem for path in FILES] == ["array", "gpu", "mps", "multinode", "preemptible", "scale", "single"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

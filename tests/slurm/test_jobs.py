@@ -53,6 +53,7 @@ def bits(summary: dict[str, Any]) -> tuple[str, str]:
     return summary["model_sha256"], summary["history_sha256"]
 
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 SHORT = ("--set", "stop.versions=40")
 
 
@@ -129,3 +130,28 @@ def test_a_job_that_loses_a_node_goes_on_with_the_other_to_the_same_bits(
     assert [json.loads(str(attempt["hosts"])) for attempt in run.attempts] == [["n1", "n2"], ["n1"]], printed(out)
     assert run.attempts[0]["rows"]["versions"] >= 4, "it went on, and did not start again"
     assert bits(run.summary()) == bits(inline(config))
+
+
+def test_an_array_is_whole_after_an_element_was_killed_and_the_array_submitted_again(
+    cluster: Any, tmp_path: Path, inline: Any
+) -> None:
+    out, config = tmp_path / "sweep", "configs/digits-buffered.yaml"
+    words = ("--vary", "seed=[1,2]", "--set", "stop.versions=30", "--nodes", "1", "--ranks", "3")
+    array = submitted(cluster, out, config, *words, env=SLOW)
+    killed = f"{array}_1"
+    cluster.until("the second point", lambda: rows(out / "point-00001", "versions") >= 3, 120)
+    cluster.call("scancel", "--signal=KILL", "--full", killed)
+    cluster.until("its end", lambda: cluster.job(killed)["JobState"] in ENDED, 60)
+    assert cluster.job(killed)["JobState"] != "COMPLETED"
+    assert cluster.ended(f"{array}_0", 120) == "COMPLETED", printed(out)
+    first = (out / "point-00000" / "record.h5").stat().st_mtime_ns
+
+    again = submitted(cluster, out, config, *words)
+    for element in (0, 1):
+        assert cluster.ended(f"{again}_{element}", 150) == "COMPLETED", printed(out)
+    assert (out / "point-00000" / "record.h5").stat().st_mtime_ns == first, "what was done is not run again"
+    for number in (0, 1):
+        run = open_run(out / f"point-0000{number}")
+        assert run.status == "done" and len(run.attempts) == number + 1
+        assert run.attributes["slurm_array_task_id"] == str(number)
+        assert bits(run.summary()) == bits(inline(config, "stop.versions=30", f"seed={number + 1}"))

@@ -198,3 +198,22 @@ def test_without_sbatch_it_says_where_to_go(site: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nonexistent")
     code, said = submit("configs/heart-async.yaml")
     assert code == 2 and said.startswith("no sbatch in PATH")
+
+
+def test_a_sweep_is_an_array_over_a_frozen_manifest(site: Path) -> None:
+    code, said = submit("configs/heart-async.yaml", "--vary", "seed=[1,2,3]", "--sbatch", "qos=x", "--dry-run")
+    assert code == 0 and "#SBATCH --array=0-2\n" in said and not (site / "runs").exists()
+    assert '-m fedsim sweep runs/heart-async-sweep --point "$SLURM_ARRAY_TASK_ID" --ranks 4 &\n' in said
+    assert "#SBATCH --output=runs/heart-async-sweep-%A_%a.out\n" in said
+    code, said = submit("configs/heart-async.yaml", "--vary", "seed=[1,2,3]")
+    assert (code, said.splitlines()[-1]) == (0, "job 17: runs/heart-async-sweep.sbatch")
+    assert (site / "runs" / "heart-async-sweep" / "manifest.json").exists()
+    assert submit("configs/heart-async.yaml", "--vary", "seed=[1,2,3]")[0] == 0  # again: the same points
+    code, said = submit("configs/heart-async.yaml", "--vary", "seed=[1,2]")
+    assert code == 2 and "is there already, of another sweep" in said
+
+
+def test_an_array_needs_mpirun(site: Path) -> None:
+    (site / "site.yaml").write_text("launcher: srun\n")
+    code, said = submit("configs/heart-async.yaml", "--vary", "seed=[1]", "--machine", "site.yaml")
+    assert code == 2 and "started by mpirun, the machine's launcher is srun" in said

@@ -30,8 +30,12 @@ while kill -0 "$ranks" 2>/dev/null; do # the sleep is what a signal interrupts: 
     wait $! || true
 done
 wait "$ranks" && code=0 || code=$?
-if [ "$code" = 75 ]; then # a job that ends by itself counts as completed: Slurm has to be asked
-    scontrol requeue "$SLURM_JOB_ID"
+# A job that ends by itself counts as completed: Slurm has to be asked. Not if it was cancelled; and an element's
+# SLURM_JOB_ID may be that of its whole array.
+job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
+job="${job:-$SLURM_JOB_ID}"
+if [ "$code" = 75 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$job"
 fi
 exit "$code"
 """

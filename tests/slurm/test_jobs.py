@@ -146,6 +146,7 @@ def test_an_array_is_whole_after_an_element_was_killed_and_the_array_submitted_a
     assert cluster.ended(f"{array}_0", 120) == "COMPLETED", printed(out)
     first = (out / "point-00000" / "record.h5").stat().st_mtime_ns
 
+    assert cluster.job(killed)["JobState"] == "CANCELLED", "who cancels a job does not want it back"
     again = submitted(cluster, out, config, *words)
     for element in (0, 1):
         assert cluster.ended(f"{again}_{element}", 150) == "COMPLETED", printed(out)

@@ -195,6 +195,23 @@ def _engine(options: Options, workers: int, cases: str) -> int:
     return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, workers, names))
 
 
+@bench.command("chaos", short_help="Kills at random moments: whether anything is lost.")
+@_count("--workers", 100, 0, "Workers that are killed, half of them on the wall clock.")
+@_count("--jobs", 30, 0, "Whole jobs that are killed, half of them on the wall clock.")
+@_count("--seed", 0, 0, "Draws the moments.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the runs, in this new folder.")
+def _chaos(workers: int, jobs: int, seed: int, as_json: bool, keep: Path | None) -> int:
+    """Kill workers and whole jobs at random moments, and compare what comes out with the runs that nobody disturbed.
+
+    Needs Open MPI 5 or later.
+    """
+    from fedsim.bench.chaos import measure
+
+    options = Options(as_json, 1, 0, (), keep)
+    return options.report(lambda launcher: measure(launcher, workers, jobs, seed))
+
+
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")
 @click.option("--model", type=click.Choice(TRAINED), default="tiny", show_default=True, help="What is trained.")
 @click.option(

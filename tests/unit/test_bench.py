@@ -39,6 +39,7 @@ OPTIONS = {
     "twin": ["--repeat", "--seconds", "--forecast", "--json"],
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
     "engine": [*SHARED, "--workers", "--cases"],
+    "chaos": ["--workers", "--jobs", "--seed", "--json", "--keep"],
     "training": ["--model", "--paths", "--group-size", "--ranks", "--repeat", "--json"],
     "groups": ["--models", "--paths", "--optimizers", "--repeat", "--json"],
     "footprint": ["--models", "--paths", "--optimizers", "--repeat", "--json"],

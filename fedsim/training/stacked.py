@@ -135,7 +135,7 @@ class StackedMachine(SlabMachine):
     def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
         """See `SlabMachine.compute`."""
         (g, n_batch), target = scale_gB.shape, self.stepper.target
-        x = x_gBF[:, :, : self.n_features].reshape(g, n_batch, *self._sample_shape)
+        x = x_gBF[:, :, : self.n_features].reshape(g, n_batch, *self._sample_shape).contiguous()
         masks = tuple(mask[:g] for mask in self.masks.now)
         with self._steady:
             gradients, each_gB = self._gradient(self._parameters(g), x, targets_gB.clone(), scale_gB.clone(), masks)

@@ -449,3 +449,91 @@ def test_losses_that_are_not_of_classes(
         make, path, module, config, shards, n_values, lambda p, rate: build(p, lr=rate, **settings), dtype,
         TOLERANCE[dtype],
     )  # fmt: skip
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    """Images through a few layers of any kind and setting, then vectors through a few."""
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(4, 11), st.integers(4, 11)))
+    layers: list[nn.Module] = []
+    x = torch.zeros(1, *shape)  # torch refuses to normalise single values where a batch has one sample
+    for kind in draw(st.lists(st.sampled_from(IMAGE_LAYERS), min_size=1, max_size=5)):
+        layer = draw(kind(x.shape[1]))
+        try:
+            x = layer(x)
+        except (RuntimeError, ValueError):  # nothing is left of the image, or one value that cannot be normalised
+            continue
+        layers.append(layer)
+    layers.append(nn.Flatten())
+    width = math.prod(x.shape[1:])
+    for kind in draw(st.lists(st.sampled_from(VECTOR_LAYERS), max_size=3)):
+        layers.append(draw(kind(width)))
+        width = getattr(layers[-1], "out_features", width)
+    return nn.Sequential(*layers, nn.Linear(width, 5)), shape
+
+
+def _divisors(n: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([d for d in range(1, n + 1) if n % d == 0])
+
+
+def _convolutions(n_in: int, n_groups: int) -> st.SearchStrategy[nn.Module]:
+    return st.builds(
+        nn.Conv2d,
+        st.just(n_in),
+        st.integers(1, 3).map(lambda n: n * n_groups),
+        pairs,
+        stride=pairs,
+        padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        groups=st.just(n_groups),
+        bias=st.booleans(),
+    )
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+rates = st.sampled_from([0.1, 0.5])
+activations = st.sampled_from([nn.ReLU, nn.GELU, nn.Tanh]).map(lambda kind: kind())
+IMAGE_LAYERS: list[Callable[[int], st.SearchStrategy[nn.Module]]] = [
+    lambda c: _divisors(c).flatmap(partial(_convolutions, c)),
+    lambda c: st.builds(nn.MaxPool2d, st.integers(2, 3), stride=st.integers(1, 3), padding=st.integers(0, 1)),
+    lambda c: st.builds(nn.AvgPool2d, st.integers(2, 3), stride=st.integers(1, 3), padding=st.integers(0, 1)),
+    lambda c: st.builds(nn.AdaptiveAvgPool2d, pairs),
+    lambda c: st.builds(nn.AdaptiveMaxPool2d, pairs),
+    lambda c: st.builds(nn.GroupNorm, _divisors(c), st.just(c), affine=st.booleans()),
+    lambda c: st.builds(nn.Dropout2d, rates),
+    lambda c: activations,
+]
+VECTOR_LAYERS: list[Callable[[int], st.SearchStrategy[nn.Module]]] = [
+    lambda n: st.builds(nn.Linear, st.just(n), widths, bias=st.booleans()),
+    lambda n: st.builds(nn.LayerNorm, st.just(n), elementwise_affine=st.booleans()),
+    lambda n: st.builds(nn.Dropout, rates),
+    lambda n: activations,
+]
+
+
+@pytest.mark.parametrize("path", MACHINES)
+@SETTINGS
+@given(
+    network=networks(),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    extras=st.sampled_from(EXTRAS),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_networks_of_any_layers(
+    make: dict[str, Make],
+    path: str,
+    network: tuple[nn.Module, tuple[int, ...]],
+    optimizer: Any,
+    extras: dict[str, Any],
+    batch_size: int,
+    seed: int,
+) -> None:
+    section, build = optimizer
+    section = section | {"learning_rate": 0.02 if "adam" in section["kind"] else 0.1}
+    config = make["config"](model={"kind": "mlp"}, training={"optimizer": section, "batch_size": batch_size} | extras)
+    module, shape = network
+    shards = [make["shard"](n, shape, 5, seed=seed + n) for n in (7, 12, 3, 1)]
+    settings = {k: v for k, v in section.items() if k not in ("kind", "learning_rate")}
+    compare(
+        make, path, module, config, shards, 5, lambda p, rate: build(p, lr=rate, **settings), torch.float64, 1e-8
+    )

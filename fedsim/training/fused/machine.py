@@ -64,9 +64,9 @@ class FusedMachine(SlabMachine):
         is_fixed: bool = False,
     ) -> None:
         nodes = plan(module, sample_shape, loss)
-        self._nodes = convolution.joined(nodes) if device.type == "cpu" else nodes
+        on_host = device.type == "cpu" and not is_fixed  # what is captured is torch's own operations
+        self._nodes = convolution.joined(nodes) if on_host else nodes
         layout, min_slots = Layout.of(module), 2 if program.has_maps(self._nodes) else 1
-        on_host = device.type == "cpu" and not is_fixed
         first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=on_host)
         own = program.parameter_names(first) if first is not None else []
         places = program.places_of(self._nodes, layout, [name for name in layout.names if name not in own])

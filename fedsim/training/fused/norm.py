@@ -64,7 +64,7 @@ class GroupNorm:
 
     def forward(self) -> None:
         x = self._x.t.contiguous()  # in the other order of memory, one sum goes over the channels of all clients
-        w, b = (self._w.reshape(-1), self._b.reshape(-1)) if self._is_affine else (None, None)
+        w, b = (_joined(self._w), _joined(self._b)) if self._is_affine else (None, None)
         y, mean, scale = _aten.native_group_norm(x, w, b, *self._sizes, self._eps)
         self._held = x, w, mean, scale
         self._y.t = y.contiguous(memory_format=torch.channels_last)
@@ -82,6 +82,14 @@ class GroupNorm:
         if self._is_affine:
             self._target.add_vector(self._to_w, dw.view(self._to_w.shape))
             self._target.add_vector(self._to_b, db.view(self._to_b.shape))
+
+
+def _joined(vectors_gC: Tensor) -> Tensor:
+    """The clients' vectors as one, in memory of its own: of single numbers, `reshape` alone makes a view with gaps.
+
+    The kernel reads past gaps without a look at them.
+    """
+    return vectors_gC.reshape(-1).contiguous()
 
 
 def _vectors(ctx: Context, parameter: str) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def test_the_bits_are_those_of_any_mpi_and_any_placement(cluster: Any, tmp_path:
         jobs[other] = submitted(cluster, other, "configs/quickstart.yaml", *srun, *words, python=mpich)
     wanted = bits(inline("configs/quickstart.yaml", *SHORT[1:]))
     for out, job in jobs.items():
-        assert cluster.ended(job, 150) == "COMPLETED", printed(out)
+        assert cluster.ended(job, 300) == "COMPLETED", printed(out)
         run = open_run(out)
         assert bits(run.summary()) == wanted
         assert run.attributes["slurm_job_id"] == job and run.attributes["ranks"] == 4
@@ -100,13 +100,13 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster: Any, tmp_path
     """Pre-empted by a job of another partition: USR2, a checkpoint, exit code 75, requeued, and on from there."""
     out, config = tmp_path / "run", "configs/digits-buffered.yaml"
     job = submitted(cluster, out, config, env=SLOW)
-    cluster.until("some versions", lambda: rows(out, "versions") >= 8, 90)
+    cluster.until("some versions", lambda: rows(out, "versions") >= 8, 180)
     urgent = cluster.call(
         "sbatch", *f"--parsable -N2 --exclusive -p urgent -o {tmp_path}/urgent.out --wrap".split(), "true"
     )
-    cluster.until("pre-emption", lambda: cluster.job(job).get("Restarts") == "1", 60)
-    assert cluster.ended(urgent.strip(), 60) == "COMPLETED"
-    assert cluster.ended(job, 120) == "COMPLETED", printed(out)
+    cluster.until("pre-emption", lambda: cluster.job(job).get("Restarts") == "1", 120)
+    assert cluster.ended(urgent.strip(), 120) == "COMPLETED"
+    assert cluster.ended(job, 240) == "COMPLETED", printed(out)
     run = open_run(out)
     assert [attempt["status"] for attempt in run.attempts] == ["stopped", "done"], printed(out)
     assert run.attributes["slurm_restart_count"] == "1"
@@ -123,9 +123,9 @@ def test_a_job_that_loses_a_node_goes_on_with_the_other_to_the_same_bits(
         pytest.skip("a node cannot be taken away where both are processes of one host")
     out, config = tmp_path / "run", "configs/digits-buffered.yaml"
     job = submitted(cluster, out, config, "--set", "checkpoint.every_versions=4", env=SLOW)
-    cluster.until("a checkpoint", lambda: len(list(out.glob("checkpoint-*.h5"))) >= 2, 120)
+    cluster.until("a checkpoint", lambda: len(list(out.glob("checkpoint-*.h5"))) >= 2, 240)
     assert cluster.script("node", "off", "n2").returncode == 0
-    assert cluster.ended(job, 150) == "COMPLETED", printed(out)
+    assert cluster.ended(job, 300) == "COMPLETED", printed(out)
     run = open_run(out)
     assert [json.loads(str(attempt["hosts"])) for attempt in run.attempts] == [["n1", "n2"], ["n1"]], printed(out)
     assert run.attempts[0]["rows"]["versions"] >= 4, "it went on, and did not start again"
@@ -139,17 +139,17 @@ def test_an_array_is_whole_after_an_element_was_killed_and_the_array_submitted_a
     words = ("--vary", "seed=[1,2]", "--set", "stop.versions=30", "--nodes", "1", "--ranks", "3")
     array = submitted(cluster, out, config, *words, env=SLOW)
     killed = f"{array}_1"
-    cluster.until("the second point", lambda: rows(out / "point-00001", "versions") >= 3, 120)
+    cluster.until("the second point", lambda: rows(out / "point-00001", "versions") >= 3, 240)
     cluster.call("scancel", "--signal=KILL", "--full", killed)
-    cluster.until("its end", lambda: cluster.job(killed)["JobState"] in ENDED, 60)
+    cluster.until("its end", lambda: cluster.job(killed)["JobState"] in ENDED, 120)
     assert cluster.job(killed)["JobState"] != "COMPLETED"
-    assert cluster.ended(f"{array}_0", 120) == "COMPLETED", printed(out)
+    assert cluster.ended(f"{array}_0", 240) == "COMPLETED", printed(out)
     first = (out / "point-00000" / "record.h5").stat().st_mtime_ns
 
     assert cluster.job(killed)["JobState"] == "CANCELLED", "who cancels a job does not want it back"
     again = submitted(cluster, out, config, *words)
     for element in (0, 1):
-        assert cluster.ended(f"{again}_{element}", 150) == "COMPLETED", printed(out)
+        assert cluster.ended(f"{again}_{element}", 300) == "COMPLETED", printed(out)
     assert (out / "point-00000" / "record.h5").stat().st_mtime_ns == first, "what was done is not run again"
     for number in (0, 1):
         run = open_run(out / f"point-0000{number}")

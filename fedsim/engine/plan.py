@@ -17,7 +17,6 @@ import numpy as np
 from fedsim import aggregation, models, population
 from fedsim.aggregation import Facts
 from fedsim.config import (
-    AflCsObjective,
     AsyncSchedule,
     BufferedSchedule,
     FedAtRule,
@@ -41,6 +40,7 @@ from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.tiers import tiers
 from fedsim.training import plan as training_plan
 from fedsim.training.clients import Method, methods_of, n_state_values
+from fedsim.training.clients.methods import WayOfTheModel
 from fedsim.training.local import local_training
 from fedsim.types import Float32, Int64
 
@@ -250,7 +250,6 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     members = _members(config, people)
     n_eligible = people.n_clients if members is None else int(members.size)
     _check_schedule(config, n_eligible)
-    _check_objective(config)
     loss = loss_of(config, people)
     _check_target(config, loss.metric_names)
     kind = loss_kind(config, people)
@@ -300,6 +299,12 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
 
 def _check_methods(config: RunConfig, people: population.Population, methods: tuple[Method, ...]) -> None:
     """Refuses what a client cannot do, or not there."""
+    n_own = sum(isinstance(method, WayOfTheModel) for method in methods)
+    if config.training.objective.kind == "afl-cs" and sum(method.has_linear for method in methods) > n_own:
+        raise ConfigError(
+            f"training.objective afl-cs has no room for what aggregation.rule {config.aggregation.rule} adds to the "
+            "clients' gradients: another rule or another objective would do"
+        )
     if n_state_values(methods) and config.placement == "dynamic":
         raise ConfigError(
             "placement: dynamic lets any worker take any client's task, but these clients keep a state at their "
@@ -432,15 +437,6 @@ def _check_schedule(config: RunConfig, n: int) -> None:
     too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer
     if too_few and config.stop.versions is None:
         raise ConfigError(f"schedule.buffer is above stop.updates ({n_updates}): no version would be made")
-
-
-def _check_objective(config: RunConfig) -> None:
-    objective = config.training.objective
-    if isinstance(objective, AflCsObjective) and objective.penalty == "directions":
-        raise ConfigError(
-            "training.objective.penalty directions needs the version that each client had before, which clients do not "
-            "keep yet; weights, released and none are there"
-        )
 
 
 def _check_time(config: RunConfig, devices: Devices) -> None:

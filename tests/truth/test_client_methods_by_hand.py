@@ -16,7 +16,7 @@ from fedsim import aggregation
 from fedsim.aggregation import Arrival, Facts
 from fedsim.config import FedAvgRule, FedDynRule, RunConfig, ScaffoldRule
 from fedsim.training.clients import ClientStates
-from fedsim.training.clients.methods import ControlVariates, DualVariables, Method
+from fedsim.training.clients.methods import ControlVariates, DualVariables, Method, WayOfTheModel
 from fedsim.training.clients.trainer import MethodTrainer
 from fedsim.types import Float32, Float64, Task, TaskReport, Update
 
@@ -130,3 +130,23 @@ def test_feddyn_by_hand_and_without_drift(make_task: Make, make_config: Make) ->
     dual -= alpha / 2 * sum(w - weights[1] for w in second)
     assert weights[2] == pytest.approx(np.mean(second) - dual / alpha, rel=1e-4)
     assert weights[-1] == pytest.approx(OPTIMUM, abs=1e-3)
+
+
+def test_afl_cs_clients_are_given_the_way_of_the_model(make_task: Make, make_config: Make) -> None:
+    """The version now less the version that the client had before; nothing in its first task."""
+    given: list[list[float]] = []
+
+    class Watching(Quadratics):
+        def train(self, tasks: Any, base_of: Any, out_GP: Any, progress: Any, linear_GP: Any = None) -> Any:
+            given.append(linear_GP[:, 0].tolist())
+            return super().train(tasks, base_of, out_GP, progress, None)
+
+    states = ClientStates(1)
+    trainer = MethodTrainer(Watching(), [WayOfTheModel(1)], states, 1)
+    versions = {v: np.array([w], np.float32) for v, w in enumerate([1.0, 3.0, 7.0])}
+    config = make_config()
+    for number, (client, version) in enumerate([(0, 0), (1, 1), (0, 2), (1, 2)]):
+        task = make_task(config, client, 10, task=number)._replace(base_version=version)
+        trainer.train([task], versions.__getitem__, np.empty((1, 1), np.float32), lambda: None)
+        states.commit([number])
+    assert given == [[0.0], [0.0], [6.0], [4.0]]

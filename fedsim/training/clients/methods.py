@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from fedsim.config import CyclicRule, FedDynRule, RunConfig, ScaffoldRule
+from fedsim.config import AflCsObjective, CyclicRule, FedDynRule, RunConfig, ScaffoldRule
 from fedsim.layout import Layout
 from fedsim.training import Trainer
 from fedsim.types import Float32, Task
@@ -148,6 +148,25 @@ class OwnModel(BaseMethod):
         return out_P.copy()
 
 
+class WayOfTheModel(BaseMethod):
+    """AFL-CS' client keeps the version that it had last: the way since then is what its objective compares with.
+
+    Reference: Yan et al., "AFL-CS", ICPADS 2023; `objectives.AflCs` has the formula, and takes the way where others
+    have a slope. In a client's first task there is none: zeros, which the objective skips.
+    """
+
+    has_linear = True
+
+    def __init__(self, n_parameters: int) -> None:
+        self.n_values = n_parameters
+
+    def start(self, received: Received, start_P: Float32) -> tuple[Float32, Float32 | None]:
+        return start_P, None if received.state_S is None else received.weights_P - received.state_S
+
+    def finish(self, received: Received, start_P: Float32, out_P: Float32) -> Float32 | None:
+        return received.weights_P.copy()
+
+
 def methods_of(config: RunConfig, layout: Layout) -> tuple[Method, ...]:
     """The methods of a configuration, in the order in which they act."""
     methods: list[Method] = []
@@ -158,6 +177,9 @@ def methods_of(config: RunConfig, layout: Layout) -> tuple[Method, ...]:
             methods.append(DualVariables(layout.n_parameters, alpha))
         case CyclicRule(released=True):
             methods.append(OwnModel(layout.n_parameters))
+    objective = config.training.objective
+    if isinstance(objective, AflCsObjective) and objective.penalty == "directions":
+        methods.append(WayOfTheModel(layout.n_parameters))
     return tuple(methods)
 
 

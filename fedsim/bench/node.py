@@ -74,7 +74,12 @@ def _config(data: Path) -> dict[str, Any]:
         "data": {"dataset": "npz", "path": str(data), "classes": 10},
         "partition": {"kind": "iid", "clients": CLIENTS},
         "model": {"kind": "logistic"},
-        "training": {"optimizer": {"kind": "sgd", "learning_rate": 0.001}, "batch_size": 1, "steps": 1},
+        "training": {
+            "optimizer": {"kind": "sgd", "learning_rate": 0.001},
+            "batch_size": 1,
+            "steps": 1,
+            "group_size": 1,
+        },
         "schedule": {"policy": "sync", "cohort": CLIENTS},
         "aggregation": {"rule": "fedavg"},
         "evaluation": {"every_versions": None},

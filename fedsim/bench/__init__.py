@@ -116,6 +116,16 @@ def _memory(options: Options, workers: int) -> int:
     return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, workers))
 
 
+@bench.command("checkpoint", short_help="What checkpoints cost a run.")
+@_shared(updates=2000, repeat=5)
+@workers_option
+def _checkpoint(options: Options, workers: int) -> int:
+    """Compare runs that write many checkpoints with runs that write none: what each one adds to the run."""
+    from fedsim.bench.checkpoint import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, workers))
+
+
 @bench.command("population", short_help="A thousand clients against a million.")
 @_shared(updates=2000, repeat=3)
 @_count("--clients", 10**6, 1000, "Clients of the large population.")

@@ -34,6 +34,7 @@ SHARED = ["--json", "--repeat", "--updates", "--set", "--keep"]
 OPTIONS = {
     "parallel": [*SHARED, "--workers"],
     "memory": [*SHARED, "--workers"],
+    "checkpoint": [*SHARED, "--workers"],
     "population": [*SHARED, "--clients"],
     "schedule": [*SHARED, "--concurrency"],
     "twin": ["--repeat", "--seconds", "--forecast", "--json"],

@@ -23,6 +23,8 @@ class MeanRule(BaseRule):
         own = type(self)  # one that makes its versions otherwise takes the long way
         same = own.accumulate is MeanRule.accumulate and own.commit is MeanRule.commit
         self._is_plain = same and own.publish is BaseRule.publish
+        same = own.accumulate is MeanRule.accumulate and own.planned_weight is MeanRule.planned_weight
+        self.sums_at_workers = same
 
     def share(self, report: TaskReport) -> float:
         return 1.0
@@ -38,6 +40,13 @@ class MeanRule(BaseRule):
         self._kernels.add(state, update.vector_P, weight)
         state.weight_sum += share
         state.n_accumulated += 1
+        return state, Diagnostics(weight)
+
+    def count(self, state: ServerState, report: TaskReport, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
+        weight = self.planned_weight(report.n_samples, arrival.staleness)
+        if weight:
+            state.weight_sum += self.share(report)
+            state.n_accumulated += 1
         return state, Diagnostics(weight)
 
     def complete(

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from fedsim.aggregation.accumulate import Diagnostics, ServerState, fresh, published
-from fedsim.types import Float32, Float64, Int64, Task, Update
+from fedsim.types import Float32, Float64, Int64, Task, TaskReport, Update
 
 NO_TASK = Task(0, 0, 0, 1, 1, 0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, math.nan, False, True)
 
@@ -91,6 +91,7 @@ class Rule(Protocol):
     payload: Literal["delta", "model"]
     scalar_names: tuple[str, ...]
     needs_base: bool
+    sums_at_workers: bool  # a version is made of a weighted sum, with weights that the schedule knows
     decides_steps: bool
     n_extras: int
     keeps: Keeps
@@ -100,6 +101,12 @@ class Rule(Protocol):
 
     def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
         """Takes an update towards the next version. `update.vector_P` and `arrival.base_P` are not kept."""
+
+    def count(self, state: ServerState, report: TaskReport, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
+        """`accumulate` of an update that a worker has summed already: everything but the vector."""
+
+    def put_sum(self, state: ServerState, sum_P: Float64) -> None:
+        """The weighted sum of the updates that were counted, float64 (P,)."""
 
     def commit(self, state: ServerState) -> ServerState:
         """Makes the next version of what was accumulated; the model stays as it is if nothing was."""
@@ -122,6 +129,7 @@ class BaseRule:
     payload: Literal["delta", "model"] = "delta"
     scalar_names: tuple[str, ...] = ()
     needs_base = False
+    sums_at_workers = False
     decides_steps = False
     n_extras = 0
     keeps = Keeps()
@@ -134,6 +142,12 @@ class BaseRule:
 
     def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
         raise NotImplementedError
+
+    def count(self, state: ServerState, report: TaskReport, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
+        raise NotImplementedError
+
+    def put_sum(self, state: ServerState, sum_P: Float64) -> None:
+        state.accumulator_P[:] = sum_P
 
     def commit(self, state: ServerState) -> ServerState:
         raise NotImplementedError

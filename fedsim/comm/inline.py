@@ -43,6 +43,9 @@ class InlineTransport:
         core.drop(command.drop)
         for version, vector_P in zip(command.coming, versions, strict=True):
             core.learn(version, vector_P)
+        core.add_up(command.add, command.weights)
+        if command.total:
+            self._jobs.appendleft(lambda: (core.total(),))
         if command.fetch:
             self._jobs.appendleft(lambda: (core.deliver(command.fetch),))
         if command.settles:

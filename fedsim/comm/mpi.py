@@ -31,6 +31,7 @@ from fedsim.comm.transport import (
     Evaluated,
     Lost,
     Message,
+    Summed,
     Trained,
     Watched,
     WorkerCore,
@@ -234,6 +235,8 @@ class MpiTransport:
             clients, is_last = body.view("<i8").tolist(), bool(version)
             shape = (n, self._lengths.state)
             self._await_rows(worker, shape, lambda rows: Collected(worker, clients, rows, is_last))
+        elif kind == wire.SUMMED:
+            self._await_sum(worker)
         elif kind == wire.EVALUATED:
             self._await_evaluation(worker, n, version)
         elif kind == wire.FAILED:
@@ -253,6 +256,11 @@ class MpiTransport:
         rows = empty_rows(*shape)
         requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1, self._channels.piece)
         self._pending.append(_Pending(worker, requests, rows, finish))
+
+    def _await_sum(self, worker: int) -> None:
+        total_P = np.empty(self._lengths.update, dtype=np.int64)
+        requests = _irecv(self._channels.rows, total_P, worker + 1, self._channels.piece)
+        self._pending.append(_Pending(worker, requests, total_P, lambda total_P: Summed(worker, total_P)))
 
     def _await_evaluation(self, worker: int, n: int, version: int) -> None:
         table = np.empty((n, 3 + len(self._metric_names)), dtype=np.float64)
@@ -368,6 +376,9 @@ class WorkerChannel:
         self._receive = self._channels.commands.Irecv(self._buffer, source=0)
         self._core.forget(command.forget)
         self._core.drop(command.drop)
+        self._core.add_up(command.add, command.weights)
+        if command.total:
+            self._reply(wire.encode_summed(self._core.counters), self._core.total().total_P)
         if command.coming:
             self._core.before_versions()
         start = 0

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fedsim.types import EvaluationRow, Float32, Task, TaskReport
+from fedsim.types import EvaluationRow, Float32, Int64, Task, TaskReport
 
 NO_VERSION = -1
 
@@ -26,6 +26,8 @@ class Command(NamedTuple):
     What clients keep changes in the order of commands, before anything is evaluated or trained: `commit` and `discard`
     name tasks whose states count from now on, or never will; `adopt` names clients whose states come with the command;
     `collect` asks for all states.
+    Where workers sum updates themselves, `add` names held ones to be summed, with their `weights`; `total` asks for
+    the sum.
     """
 
     tasks: Sequence[Task] = ()
@@ -41,6 +43,9 @@ class Command(NamedTuple):
     adopt: Sequence[int] = ()
     collect: bool = False
     shows_stack: bool = False
+    add: Sequence[int] = ()
+    weights: Sequence[float] = ()
+    total: bool = False
 
     @property
     def settles(self) -> bool:
@@ -96,6 +101,13 @@ class Evaluated(NamedTuple):
     rows: Sequence[EvaluationRow]
 
 
+class Summed(NamedTuple):
+    """What a worker has summed since it was last asked: int64 (P,), see `fedsim.aggregation.fixed`."""
+
+    worker: int
+    total_P: Int64
+
+
 class Failed(NamedTuple):
     """Something went wrong at a worker; `text` is the one-line error or the traceback.
 
@@ -125,7 +137,7 @@ class Collected(NamedTuple):
     is_last: bool
 
 
-Message = Trained | Delivered | Evaluated | Collected | Failed | Lost
+Message = Trained | Delivered | Evaluated | Collected | Summed | Failed | Lost
 
 
 class Transport(Protocol):
@@ -175,6 +187,10 @@ class WorkerCore(Protocol):
     def deliver(self, tasks: Sequence[int]) -> Delivered: ...
 
     def drop(self, tasks: Sequence[int]) -> None: ...
+
+    def add_up(self, tasks: Sequence[int], weights: Sequence[float]) -> None: ...
+
+    def total(self) -> Summed: ...
 
     def before_versions(self) -> None: ...
 

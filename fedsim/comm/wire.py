@@ -49,42 +49,45 @@ REPORT = np.dtype(
 
 _WORDS = 8
 _HEADER_BYTES = 8 * _WORDS
-_COMMAND_HEADER_BYTES = 8 * 12
-_N_LISTS = 7
-COMMAND_BYTES = _COMMAND_HEADER_BYTES + MAX_TASKS * TASK.itemsize + _N_LISTS * 8 * MAX_TASKS
+_COMMAND_HEADER_BYTES = 8 * 13
+_N_LISTS = 8
+COMMAND_BYTES = _COMMAND_HEADER_BYTES + MAX_TASKS * TASK.itemsize + (_N_LISTS + 1) * 8 * MAX_TASKS
 REPLY_BYTES = _HEADER_BYTES + 8 * N_COUNTERS + max(MAX_TASKS * REPORT.itemsize, MAX_TEXT_BYTES)
 
-TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED = range(1, 7)
+TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED, SUMMED = range(1, 8)
 
 
 def encode_command(command: Command) -> Bytes:
     """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
     lists = _lists(command)
-    flags = (command.evaluate, int(command.collect), command.stop + command.shows_stack, 0)
+    flags = (command.evaluate, int(command.collect), command.stop + command.shows_stack, int(command.total))
     header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
     tasks = np.array([(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK)
     numbers = np.array([number for part in lists for number in part], dtype="<i8")
-    return np.concatenate([header.view(np.uint8), tasks.view(np.uint8), numbers.view(np.uint8)])
+    weights = np.array(command.weights, dtype="<f8")
+    return np.concatenate([part.view(np.uint8) for part in (header, tasks, numbers, weights)])
 
 
 def decode_command(data: Bytes) -> Command:
     """The command in a received buffer; bytes after its end are ignored. Its tasks' times stay with the server."""
-    n_tasks, *counts, evaluate, collect, stop, _ = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
+    n_tasks, *counts, evaluate, collect, stop, total = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
     end = _COMMAND_HEADER_BYTES + n_tasks * TASK.itemsize
     records = data[_COMMAND_HEADER_BYTES:end].view(TASK).tolist()
-    numbers = data[end : end + 8 * sum(counts)].view("<i8").tolist()
+    after = end + 8 * sum(counts)
+    numbers = data[end:after].view("<i8").tolist()
     lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
     tasks = [_task(record) for record in records]
     send = [bool(record[7]) for record in records]
-    coming, forget, fetch, drop, commit, discard, adopt = lists
-    flags = (bool(collect), stop > 1)
-    return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *flags)
+    coming, forget, fetch, drop, commit, discard, adopt, add = lists
+    weights = data[after : after + 8 * len(add)].view("<f8").tolist()
+    last = (bool(collect), stop > 1, add, weights, bool(total))
+    return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *last)
 
 
 def _lists(command: Command) -> tuple[Sequence[int], ...]:
     """The lists of numbers in a command, in their order."""
     first = (command.coming, command.forget, command.fetch, command.drop)
-    return (*first, command.commit, command.discard, command.adopt)
+    return (*first, command.commit, command.discard, command.adopt, command.add)
 
 
 def _task(record: Sequence[Any]) -> Task:
@@ -130,6 +133,11 @@ def encode_failed(message: Failed, counters: Counters) -> Bytes:
     text = text[-(MAX_TEXT_BYTES - 24) :].decode(errors="ignore").encode()
     where = np.array([message.client, message.task, int(message.is_user_error)], dtype="<i8").view(np.uint8)
     return _reply(FAILED, 0, 0, counters, np.concatenate([where, np.frombuffer(text, np.uint8)]))
+
+
+def encode_summed(counters: Counters) -> Bytes:
+    """The announcement of a sum, which travels apart."""
+    return _reply(SUMMED, 0, 0, counters, np.empty(0, np.uint8))
 
 
 def encode_stopped(counters: Counters) -> Bytes:

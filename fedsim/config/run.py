@@ -66,6 +66,16 @@ class MemoryConfig(Section):
     worker_group_bytes: Annotated[int, Field(ge=1, le=2**50)] = 2**32
 
 
+class ReduceConfig(Section):
+    """Workers sum the updates of a version themselves, in 64-bit fixed point, and send rank zero one sum each.
+
+    `norm_bound` is the largest norm that an update may have: it decides the scale.
+    """
+
+    at: Literal["workers"]
+    norm_bound: Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
+
+
 class RecordConfig(Section):
     """How often buffered rows reach the disk, and which losses a task reports.
 
@@ -126,6 +136,7 @@ class RunConfig(Section):
     fault_tolerant: bool = False
     on_client_error: Literal["fail", "drop", "retry"] = "fail"
     retry: RetryConfig = RetryConfig()
+    reduce: ReduceConfig | None = None
     memory: MemoryConfig = MemoryConfig()
     record: RecordConfig = RecordConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -146,10 +157,25 @@ class RunConfig(Section):
         if self.clock == "wall":
             self._check_wall()
         check_rule(self)
+        self._check_reduce()
         self._check_selection()
         if self.stop.target is not None and self.evaluation.every_versions is None:
             raise ValueError("stop.target reads evaluations: evaluation.every_versions must be given")
         return self
+
+    def _check_reduce(self) -> None:
+        """Sums at workers need weights that the schedule knows, and versions of several updates."""
+        if self.reduce is None:
+            return
+        n_merged = getattr(self.schedule, "buffer", getattr(self.schedule, "k", None))
+        if self.schedule.policy == "async" or n_merged == 1:
+            raise ValueError("reduce: each arrival is a version, so there is nothing to sum; allowed: another schedule")
+        if self.clock == "wall":
+            raise ValueError("reduce: the wall clock applies updates as they come in; allowed: clock: virtual")
+        if self.training.path == "none":
+            raise ValueError("reduce: without training there is nothing to sum; it must be left out")
+        if self.drops_updates:
+            raise ValueError("reduce: what is dropped cannot be taken out of a sum; allowed: on_client_error: fail")
 
     def _check_alone(self) -> None:
         if self.clock == "wall":

@@ -20,11 +20,12 @@ class State(IntEnum):
     POSTED = 1
     HELD = 2
     COMING = 3
-    HERE = 4
-    FAILED = 5
+    SUMMED = 4
+    HERE = 5
+    FAILED = 6
 
 
-AT_WORKER = (State.POSTED, State.HELD, State.COMING)
+AT_WORKER = (State.POSTED, State.HELD, State.COMING, State.SUMMED)
 
 
 @dataclass(slots=True)
@@ -63,7 +64,8 @@ class Bounds:
     """Group size, groups a worker may have, and room, in rows (updates) and versions.
 
     `reserve` rows of the server's room are kept for the due update: 1 where updates are consumed in the order of
-    events, 0 on the wall clock, where whatever arrives is consumed at once.
+    events, 0 on the wall clock, where whatever arrives is consumed at once. Where workers sum updates themselves
+    (`sums`), none comes here.
     """
 
     group_size: int
@@ -72,3 +74,4 @@ class Bounds:
     worker_rows: int
     worker_versions: int
     reserve: int = 1
+    sums: bool = False

@@ -124,6 +124,7 @@ class Plan:
             ("model", f"{config.model.kind}: {n:,} parameters, {4 * n:,} bytes a version or update"),
             ("schedule", f"{config.schedule.policy}: {self.concurrency:,} tasks in flight at most"),
             ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}; {self._keeps_text()}"),
+            *self._sums(),
             ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
@@ -220,6 +221,11 @@ class Plan:
             f"{most.libraries:,} for libraries at work"
         )
 
+    def _sums(self) -> list[tuple[str, str]]:
+        if self.config.reduce is None:
+            return []
+        return [("sums", f"made by workers: {8 * self.layout.n_parameters:,} bytes a worker and version to rank zero")]
+
     def _room_text(self) -> str:
         rows, n_bytes = self.bounds, 4 * self.layout.n_parameters
         return (
@@ -289,12 +295,33 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         has_tests=_has_tests(config, people),
         methods=methods,
     )
-    if path == "none" and made.schedule().learns:
+    _check_alone(made)
+    _check_reduce(made)
+    return made
+
+
+def _check_alone(made: Plan) -> None:
+    """Refuses a schedule without training that reads what training would give."""
+    if made.training_path == "none" and made.schedule().learns:
         raise ConfigError(
             "training.path none runs the schedule alone, and this schedule reads results (its selection, policy or "
             "local steps learn from updates): choose one that does not, or train"
         )
-    return made
+
+
+def _check_reduce(made: Plan) -> None:
+    """Refuses sums at workers where there is none to make, or each update is needed before it."""
+    if made.config.reduce is None:
+        return
+    if not made.rule.sums_at_workers:
+        raise ConfigError(
+            f"reduce: rule {made.rule.name} makes no version of a sum whose weights the schedule knows; "
+            "allowed: fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedbuff, k-async, or no reduce"
+        )
+    if made.methods:
+        raise ConfigError("reduce: where clients keep a state, each update is applied when it arrives; leave one out")
+    if made.schedule().learns:
+        raise ConfigError("reduce: the schedule learns from each update at its arrival, before a version's sum is made")
 
 
 def _check_methods(config: RunConfig, people: population.Population, methods: tuple[Method, ...]) -> None:
@@ -396,6 +423,7 @@ def _bounds(config: RunConfig, row_bytes: int, version_bytes: int, group_size: i
         worker_rows=max(group_size, memory.worker_updates_bytes // row_bytes),
         worker_versions=max(group_size, memory.worker_versions_bytes // version_bytes),
         reserve=1 if config.clock == "virtual" else 0,
+        sums=config.reduce is not None,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fedsim import configfile, yamltree
+from fedsim.aggregation.fixed import FixedSum
 from fedsim.comm import faults
 from fedsim.comm.faults import Trouble
 from fedsim.config import RunConfig, StopConfig
@@ -28,6 +29,7 @@ from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.resume import Found, Resumption
 from fedsim.engine.server import EventSource, Server, Watcher
 from fedsim.engine.settling import Settling
+from fedsim.engine.summing import Summing
 from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
 from fedsim.engine.versions import VersionStore
@@ -349,6 +351,7 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
 
     config = made.config
     index = max(rank - 1, 0)
+    summing = Summing.of(config)
     loss, vocabulary = loss_of(config, made.population), vocabulary_of(made.module)
     shards = ShardCache(config.memory.worker_data_bytes, here.device, loss, vocabulary)
     states = ClientStates(made.n_state_values) if made.methods else None
@@ -378,6 +381,7 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
         trouble=here.trouble,
         n_workers=max(1, len(here.statements) - 1),
         states=states,
+        sums_in=None if summing is None else FixedSum(made.layout.n_parameters, summing.scale),
     )
 
 

@@ -22,6 +22,7 @@ from fedsim import snapshot, states
 from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
+from fedsim.engine.summing import Summing
 from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
 from fedsim.engine.taskrows import applied_row, ended_row
@@ -29,7 +30,7 @@ from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
 from fedsim.snapshot import Snapshot
-from fedsim.types import Event, EventKind, Feedback, Float32, Outcome, Task
+from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Task
 
 _NAN = math.nan
 _ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
@@ -157,6 +158,7 @@ class Server:
     ) -> None:
         self._stop = config.stop
         self._on_wall = config.clock == "wall"
+        self._summing = Summing.of(config)
         self._drops = config.drops_updates
         self._schedule = schedule
         self._supply = supply
@@ -435,6 +437,9 @@ class Server:
         If it completes a version, what is owed last is the last that goes into it.
         """
         owed = self._owed
+        if self._summing is not None and is_patient:
+            return
+        total_P = None if self._summing is None else self._sum_up()
         while owed:
             task, outcome = owed[0]
             if outcome is not Outcome.APPLIED:
@@ -451,6 +456,22 @@ class Server:
                 self._supply.bring(task.task, self._while_waiting)
                 self._take(task, is_last=completes and len(owed) == 1)
             owed.popleft()
+        if completes and total_P is not None:
+            assert self._summing is not None
+            sum_P = self._summing.real(total_P, self._merged.weight_sum, self.pulse.version + 1)
+            self._rule.put_sum(self._state, sum_P)
+
+    def _sum_up(self) -> Int64 | None:
+        """The sum of the updates that are owed, which the workers make; all of them are at hand then."""
+        met_version = self.pulse.version
+        return self._supply.add_up(
+            {
+                task.task: self._rule.planned_weight(task.n_samples, met_version - task.base_version)
+                for task, outcome in self._owed
+                if outcome is Outcome.APPLIED
+            },
+            self._while_waiting,
+        )
 
     def _take(self, task: Task, *, is_last: bool) -> None:
         if self._supply.has_failed(task.task):
@@ -468,7 +489,10 @@ class Server:
         staleness = met_version - task.base_version
         arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s
         arrival = Arrival(staleness, task, met_version, arrival_s, base_P)
-        if is_last:
+        if self._summing is not None:
+            self._summing.check(task, update.report)
+            self._state, diagnostics = self._rule.count(self._state, update.report, arrival)
+        elif is_last:
             self._state, diagnostics, self._made_P = self._rule.complete(self._state, update, arrival)
         else:
             self._state, diagnostics = self._rule.accumulate(self._state, update, arrival)

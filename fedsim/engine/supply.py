@@ -6,6 +6,7 @@ Every wanted task goes through these states, and no message moves it that this f
                            --trained--> HELD --fetch--> COMING --delivered--> HERE
                            --failed---> FAILED, or READY again, elsewhere
                                          |  drop: back to READY, to be trained again
+                                         |  add: SUMMED --total--> HERE, without its row: `add_up`
 
 What is at a worker that dies is READY again, too, for the living (`fedsim.engine.losses`).
 
@@ -20,8 +21,10 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from fedsim.comm.transport import (
     Backoff,
@@ -32,17 +35,19 @@ from fedsim.comm.transport import (
     Failed,
     Lost,
     Message,
+    Summed,
     Trained,
     Transport,
 )
 from fedsim.engine import losses
+from fedsim.engine.adding import Adding
 from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State
 from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import LostError, SilentError
 from fedsim.schedule.placement import ANY_WORKER, among
-from fedsim.types import Float32, Task, Update
+from fedsim.types import Float32, Int64, Task, Update
 
 _LONGEST_SLEEP_S = 1e-3  # while some worker may be waiting for us
 _LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
@@ -51,6 +56,9 @@ _SERVICE_EVERY = 8  # events without waiting, after which messages are looked at
 
 def _nothing() -> None:
     return None
+
+
+_NO_ROW: Float32 = np.empty(0, np.float32)
 
 
 class Supply:
@@ -87,6 +95,7 @@ class Supply:
         self._held: Queue = []
         self._items: dict[int, Item] = {}
         self._arrived: deque[int] = deque()
+        self._adding = Adding(self._post, clock)
         self._evaluated: list[Evaluated] = []
         self._evaluating: list[list[int]] = [[] for _ in range(transport.n_workers)]  # versions
         self._settling = settling
@@ -149,7 +158,28 @@ class Supply:
         item = self._items[number]
         if item.state is not State.HERE:
             self.bring(number, _nothing)
+        if self._bounds.sums:
+            assert item.report is not None
+            self._forget(item)
+            return Update(item.report, _NO_ROW), item
         return self._consume(item), item
+
+    def add_up(self, weights: Mapping[int, float], while_waiting: Callable[[], None]) -> Int64 | None:
+        """The weighted sum of the updates of submitted tasks (P,), as the workers made it; None of no tasks.
+
+        What was summed at a worker that dies before its sum is here is trained again, by others. See `bring`.
+        """
+        self._adding.begin(weights)
+        items = [self._items[number] for number in weights]
+        self._adding.add([item for item in items if item.state is State.HELD], self._desks)
+        while waiting := [item for item in items if item.state < State.HERE]:
+            due = next((item for item in waiting if item.state is not State.SUMMED), None)
+            if due is None:
+                self._adding.ask({item.worker for item in waiting})
+            self.pump(due)
+            while not self.listen():
+                while_waiting()
+        return self._adding.end()
 
     def arrivals(self) -> list[int]:
         """On the wall clock: the tasks whose updates came in since the last call, in the order in which they did."""
@@ -375,6 +405,8 @@ class Supply:
 
     def _grant(self, is_due: bool) -> bool:
         """Takes a row of the server's room if there is one; the reserve is for the due update."""
+        if self._bounds.sums:
+            return False
         if self._n_server_rows < self._bounds.server_rows - (0 if is_due else self._bounds.reserve):
             self._n_server_rows += 1
             return True
@@ -436,6 +468,8 @@ class Supply:
             case Collected():
                 assert self._settling is not None
                 self._settling.collected(message)
+            case Summed():
+                self._adding.summed(message, self._items)
             case Failed():
                 self._failed(message)
             case Lost():
@@ -453,6 +487,7 @@ class Supply:
             self.lost = LostError(f"lost: {message.text}, and what its clients kept: go on from the last checkpoint")
             return
         self._shelves.lose(worker)
+        self._adding.asked.discard(worker)
         self._host_of = among(self._living, len(self._desks), self._home_of)
         desk, self._desks[worker] = self._desks[worker], Desk()
         for retried in self._items.values():
@@ -508,6 +543,7 @@ class Supply:
         desk.n_groups -= 1
         self._group_s += 0.1 * (sum(report.train_s for report in message.reports) - self._group_s)
         rows = iter(message.rows)
+        summed: list[Item] = []
         for report, sent in zip(message.reports, message.sent, strict=True):
             item = self._items[report.task]
             item.report = report
@@ -520,7 +556,11 @@ class Supply:
                 self._forget(item)
             else:
                 item.state = State.HELD
-                heapq.heappush(self._held, (item.key, report.task))
+                if not self._bounds.sums:
+                    heapq.heappush(self._held, (item.key, report.task))
+                elif self._adding.wants(report.task):
+                    summed.append(item)
+        self._adding.add(summed, self._desks)
 
     def _here(self, item: Item, row_P: Float32) -> None:
         if item.dropped:
@@ -551,7 +591,7 @@ class Supply:
         silent_s = self._clock() - self._last_sign_s
         if silent_s <= self._stall_timeout_s:
             return
-        n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating))
+        n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating)) + len(self._adding.asked)
         if n_out:
             raise SilentError(
                 f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "

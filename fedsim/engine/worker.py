@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
+from fedsim.aggregation.fixed import FixedSum
 from fedsim.comm.faults import Trouble
-from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Trained, empty_rows
+from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Summed, Trained, empty_rows
 from fedsim.comm.wire import MAX_TASKS
 from fedsim.errors import FedsimError
 from fedsim.types import EvaluationRow, Float32, Task, TaskReport
@@ -68,6 +69,7 @@ class Worker:
         trouble: Trouble,
         n_workers: int = 1,
         states: States | None = None,
+        sums_in: FixedSum | None = None,
     ) -> None:
         self._index = index
         self._host = host
@@ -78,6 +80,7 @@ class Worker:
         self._trouble = trouble
         self._n_workers = n_workers
         self._states = states
+        self._sum = sums_in
         self._versions: dict[int, Float32] = {}
         self._held: dict[int, Float32] = {}
         self._measured_s = -math.inf
@@ -146,6 +149,17 @@ class Worker:
     def before_versions(self) -> None:
         """Called when versions are about to come in."""
         self._trouble.before_versions()
+
+    def add_up(self, tasks: Sequence[int], weights: Sequence[float]) -> None:
+        """Adds held results to the sum, and holds them no longer."""
+        for task, weight in zip(tasks, weights, strict=True):
+            assert self._sum is not None
+            self._sum.add(self._held.pop(task), weight)
+
+    def total(self) -> Summed:
+        """What was added since the last call."""
+        assert self._sum is not None
+        return Summed(self._index, self._sum.take())
 
     def learn(self, version: int, vector_P: Float32) -> None:
         """Keeps a version, shape (P,), until told to forget it."""

@@ -43,6 +43,7 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "evaluation": (config.EvaluationConfig, None),
     "stop": (config.StopConfig, None),
     "stop.target": (config.TargetConfig, None),
+    "reduce": (config.ReduceConfig, None),
     "memory": (config.MemoryConfig, None),
     "record": (config.RecordConfig, None),
     "retry": (config.RetryConfig, None),

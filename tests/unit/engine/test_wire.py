@@ -61,7 +61,10 @@ def test_commands(
     collect: bool,
 ) -> None:
     send = data.draw(st.lists(st.booleans(), min_size=len(tasks), max_size=len(tasks)))
-    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop, commit, discard, adopt, collect)
+    added = data.draw(st.lists(st.tuples(NUMBERS, st.floats(0, 1e9)), max_size=6))
+    sums = ([number for number, _ in added], [weight for _, weight in added], data.draw(st.booleans()))
+    states = (commit, discard, adopt, collect, False)
+    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop, *states, *sums)
     back = wire.decode_command(in_a_buffer(wire.encode_command(command), wire.COMMAND_BYTES))
     assert len(back.tasks) == len(tasks) and all(map(same, back.tasks, tasks))
     assert back[1:] == command[1:]
@@ -148,7 +151,8 @@ def test_the_largest_messages_fit() -> None:
     n = wire.MAX_TASKS
     tasks = [task(k) for k in range(n)]
     many = list(range(2**62, 2**62 + n))
-    command = Command(tasks, [True] * n, many, many, many, many, 5, False, many, many, many, True)
+    sums = (many, [0.1 * k for k in range(n)], True)
+    command = Command(tasks, [True] * n, many, many, many, many, 5, False, many, many, many, True, False, *sums)
     data = wire.encode_command(command)
     assert data.size == wire.COMMAND_BYTES and wire.decode_command(data)[1:] == command[1:]
     reports = [TaskReport(k, 1, 2, 3, 0.0, 0.0, 0.0, 0.0) for k in range(n)]

@@ -222,6 +222,28 @@ def _chaos(workers: int, jobs: int, seed: int, as_json: bool, keep: Path | None)
     return options.report(lambda launcher: measure(launcher, workers, jobs, seed))
 
 
+@bench.command("apply", short_help="Rank zero's receive and apply of an update.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@_count("--repeat", 3, 1, "How often to measure; the median counts.")
+@click.option(
+    "--sizes",
+    default="100000,1000000,10000000,100000000",
+    show_default=True,
+    metavar="LIST",
+    help="Numbers of parameters, with commas; the largest takes 5 GB.",
+)
+def _apply(as_json: bool, repeat: int, sizes: str) -> int:
+    """Time receiving and applying an update on rank zero, against reading and writing each array once."""
+    from fedsim.bench.apply import measure
+
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{sizes!r}; allowed: whole numbers with commas", param_hint="--sizes") from None
+    options = Options(as_json, repeat, 0, (), None)
+    return options.report(lambda launcher: measure(launcher, repeat, numbers))
+
+
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")
 @click.option("--model", type=click.Choice(TRAINED), default="tiny", show_default=True, help="What is trained.")
 @click.option(

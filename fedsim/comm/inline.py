@@ -43,7 +43,8 @@ class InlineTransport:
         core.drop(command.drop)
         for version, vector_P in zip(command.coming, versions, strict=True):
             core.learn(version, vector_P)
-        core.add_up(command.add, command.weights)
+        if command.add:
+            core.add_up(command.add, command.weights)
         if command.total:
             self._jobs.appendleft(lambda: (core.total(),))
         if command.fetch:

@@ -376,7 +376,8 @@ class WorkerChannel:
         self._receive = self._channels.commands.Irecv(self._buffer, source=0)
         self._core.forget(command.forget)
         self._core.drop(command.drop)
-        self._core.add_up(command.add, command.weights)
+        if command.add:
+            self._core.add_up(command.add, command.weights)
         if command.total:
             self._reply(wire.encode_summed(self._core.counters), self._core.total().total_P)
         if command.coming:

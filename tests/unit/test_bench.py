@@ -39,6 +39,7 @@ OPTIONS = {
     "schedule": [*SHARED, "--concurrency"],
     "twin": ["--repeat", "--seconds", "--forecast", "--json"],
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
+    "apply": ["--json", "--repeat", "--sizes"],
     "engine": [*SHARED, "--workers", "--cases"],
     "chaos": ["--workers", "--jobs", "--seed", "--json", "--keep"],
     "training": ["--model", "--paths", "--group-size", "--ranks", "--repeat", "--json"],
@@ -332,3 +333,16 @@ def test_engine_in_a_tiny_setting() -> None:
     run = found["runs"][0]
     assert share["median"] == pytest.approx(100 * run["job_per_s"] / run["alone_per_s"]) and 0 < share["median"] < 150
     assert 1 <= run["group"] <= 64 and run["server_us"] > 1
+
+
+@pytest.mark.mpi
+def test_apply_of_small_models() -> None:
+    program = [sys.executable, "-m", "fedsim", "bench", "apply", "--json", "--repeat", "1", "--sizes", "1000,50000"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(run["parameters"], run["rule"]) for run in found["runs"]] == [
+        (n, rule) for n in (1000, 50_000) for rule in ("fedbuff", "fedasync")
+    ]
+    for run in found["runs"]:
+        assert run["apply_s"] > run["overhead_s"] > 0 and run["touch_s"] > 0

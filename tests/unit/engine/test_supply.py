@@ -289,21 +289,21 @@ def test_messages_are_looked_at_even_if_all_is_there() -> None:
 
 
 def test_an_idle_worker_gets_part_of_a_group_only_when_the_server_waits() -> None:
-    # 24 in flight among three workers, each with two groups: two tasks are a full group.
+    # 26 in flight among three workers, each with two groups: two tasks are a full group.
     case = Case(replace(WIDE, group_size=8), n_workers=3, host_of=lambda client: ANY_WORKER)
-    case.submit(*[float(t) for t in range(24)])
-    case.train_all()
-    case.submit(30.0, first=24)
+    case.submit(*[float(t) for t in range(26)])
+    assert len(tasks_of(case.train_all())) == 26
+    case.submit(30.0, first=26)
     case.supply.pump()
     assert case.posted() == []
     posted = []
 
     def train_it() -> None:
         posted.extend(case.posted())
-        case.trained([24], [True])
+        case.trained([26], [True])
 
-    case.supply.bring(24, train_it)
-    assert posted == [(0, [24], [True])]
+    case.supply.bring(26, train_it)
+    assert posted == [(0, [26], [True])]
 
 
 def test_wall_arrivals_come_in_their_order_once() -> None:

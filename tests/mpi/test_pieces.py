@@ -11,7 +11,7 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from mpi4py import MPI
-from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+from fedsim.comm.mpi import Channels, Lengths, MpiTransport, WorkerChannel
 from fedsim.comm.transport import Command, Counters, Trained
 from fedsim.types import Task, TaskReport
 
@@ -31,12 +31,15 @@ class Core:
         rows = np.stack([self.known[t.base_version] * np.float32(t.client + 1) for t in tasks])
         return Trained(0, [TaskReport(t.task, 1, 1, 1, 0.0, 0.0, 0.0, 0.0) for t in tasks], send, rows)
 
+class Nobody:
+    def __getattr__(self, name): return lambda *a: False  # no watchdog here
+
 channels = Channels.open(MPI.COMM_WORLD, PIECE)
 channels = channels._replace(versions=Counted(channels.versions), rows=Counted(channels.rows))
 if MPI.COMM_WORLD.rank:
-    WorkerChannel(channels, Core(), N, time.monotonic).serve()
+    WorkerChannel(channels, Core(), Lengths(N, N), time.monotonic, Nobody()).serve()
 else:
-    transport = MpiTransport(channels, N, ())
+    transport = MpiTransport(channels, Lengths(N, N), ())
     nan = float("nan")
     tasks = [Task(i, i, 7, 1, 1, 0, 0.1, *(nan,) * 6, False, True) for i in range(3)]
     base = np.random.default_rng(0).standard_normal(N, dtype=np.float32)

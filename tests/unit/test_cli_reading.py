@@ -113,7 +113,8 @@ def test_list_explains_every_choice(kind: str) -> None:
 
 
 def test_list_names_what_the_configuration_takes() -> None:
-    assert [entry.name for entry in entries("policies")] == ["sync", "async", "buffered", "k-async", "window", "tiers"]
+    policies = ["sync", "async", "buffered", "k-async", "window", "tiers", "pisces", "compass", "safa"]
+    assert [entry.name for entry in entries("policies")] == policies
     assert [entry.name for entry in entries("optimizers")] == ["sgd", "adam", "adamw"]
     assert dict(entries("policies"))["k-async"].endswith("[concurrency, k, selection=uniform]")
 

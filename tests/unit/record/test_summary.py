@@ -28,7 +28,7 @@ def test_it_has_what_scripts_were_promised(records: Any) -> None:
     assert (summary["virtual_s"], summary["wall_s"], summary["updates_per_s"]) == (12.0, 4.0, 2.0)
     assert (summary["ranks"], summary["training_path"], summary["group_size"]) == (2, "loop", 1)
     assert (summary["name"], summary["seed"], summary["rule"]) == ("made-up-3", 3, "fedasync")
-    assert summary["outcomes"] == {"applied": 8, "lost": 4, "aborted": 0}
+    assert summary["outcomes"] == {"applied": 8, "lost": 4, "aborted": 0, "failed": 0}
 
 
 def test_the_model_hash_is_of_the_flat_little_endian_floats(records: Any) -> None:

@@ -251,7 +251,7 @@ def test_a_closed_attempt_opens_plainly_and_describes_itself(records: Any) -> No
     with h5py.File(records.folder / "record-000.h5", "r") as file:
         assert file["run/status"][()] == b"done"
         assert file["tasks/virtual_arrival_s"].attrs["units"] == b"s"
-        assert file["tasks/outcome"].attrs["flag_meanings"] == b"applied lost aborted"
+        assert file["tasks/outcome"].attrs["flag_meanings"] == b"applied lost aborted failed"
         assert file["tasks/discount"].attrs["description"] == b"staleness discount"
         assert all(column.attrs["description"] for table in ("tasks", "workers") for column in file[table].values())
 

@@ -224,7 +224,8 @@ def test_a_kill_on_the_wall_clock(config_path: Path, tmp_path: Path, n_ranks: in
     path.write_text("\n".join([*lines, "clock: wall", "record: {flush_s: 0.02}", ""]))
     launcher = [*mpirun(), "-n", str(n_ranks)] if n_ranks > 1 else []
     words = ["run", str(path), "--out", str(folder), "--quiet", "--set", "stop.versions=150"]
-    process = subprocess.Popen([*launcher, *FEDSIM, *words], env=environment(), start_new_session=True)
+    slow = environment() | {"FEDSIM_INJECT": "sleep:0.05"}  # or it ends before the ranks notice the kill
+    process = subprocess.Popen([*launcher, *FEDSIM, *words], env=slow, start_new_session=True)
     try:
         wait_for(folder / checkpoint.name_of(2), process)
     finally:

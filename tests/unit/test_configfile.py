@@ -143,9 +143,11 @@ def test_a_byte_order_mark_and_crlf_are_read() -> None:
 # ------------------------------------------------------------------------------------ what wrong values get
 
 RUN_KEYS = (
-    "aggregation, allow_mixed, clock, data, device, devices, evaluation, memory, model, name, partition, placement, "
-    "record, schedule, seed, stall_timeout_s, stop, threads, training"
+    "aggregation, allow_mixed, checkpoint, clock, data, device, devices, evaluation, fault_tolerant, memory, model, "
+    "name, on_client_error, partition, placement, record, reduce, retry, schedule, seed, stall_timeout_s, stop, threads, "
+    "training"
 )
+POLICIES = "sync, async, buffered, k-async, window, tiers, pisces, compass, safa"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ RUN_KEYS = (
         (
             "  policy: async\n",
             "",
-            "a.yaml:13: schedule.policy: missing; allowed: sync, async, buffered, k-async, window, tiers",
+            f"a.yaml:13: schedule.policy: missing; allowed: {POLICIES}",
         ),
         ("  policy: async", "  polcy: async", "a.yaml:14: schedule.polcy: unknown key; did you mean 'policy'?"),
         (
@@ -172,7 +174,7 @@ RUN_KEYS = (
         (
             "  policy: async",
             "  policy: 3",
-            "a.yaml:14: schedule.policy: unknown value 3; allowed: sync, async, buffered, k-async, window, tiers",
+            f"a.yaml:14: schedule.policy: unknown value 3; allowed: {POLICIES}",
         ),
         ("  policy: async", "  policy: k-async", "a.yaml:13: schedule.k: missing; it must be given"),
         ("  concurrency: 3\n", "", "a.yaml:13: schedule.concurrency: missing; it must be given"),

@@ -93,7 +93,7 @@ def sections(section: type[BaseModel], without: tuple[str, ...] = ()) -> st.Sear
     return mappings if without else mappings.filter(lambda value: _valid(section, value))
 
 
-_COMBINED = ("data", "partition", "devices", "clock", "schedule", "aggregation", "stop", "evaluation")
+_COMBINED = ("data", "partition", "devices", "clock", "schedule", "aggregation", "stop", "evaluation", "reduce")
 
 
 @st.composite
@@ -106,11 +106,16 @@ def runs(draw: st.DrawFn) -> Mapping:
         run["partition"] = draw(values(kinds, []))
     run["devices"] = draw(sections(schema.DevicesConfig))
     run["schedule"] = draw(values(schema.ScheduleConfig, []))
-    rules = [schema.FedAvgRule, schema.KAsyncRule, schema.FedBuffRule]
-    rules = {"sync": rules[:2], "async": [schema.FedAvgRule, schema.FedAsyncRule]}.get(run["schedule"]["policy"], rules)
+    policy = run["schedule"]["policy"]
+    if policy == "pisces" or "selection" in run["schedule"]:  # those that learn ask more of the rest
+        run["schedule"]["selection"] = draw(st.sampled_from(["uniform", "size", "availability"]))
+    every = (schema.FedAvgRule, schema.KAsyncRule, schema.FedBuffRule, schema.FedAsyncRule)
+    rules = [rule for rule in every if not rule.policies or policy in rule.policies]
     run["aggregation"] = draw(st.one_of([sections(rule) for rule in rules]))
     run["stop"] = draw(sections(schema.StopConfig))
     run["evaluation"] = {**draw(sections(schema.EvaluationConfig)), "every_versions": draw(st.integers(1, 2**40))}
+    if run["training"].get("path") == "none":  # without training there are no results that a target could read
+        run["stop"].pop("target", None)
     return run
 
 

@@ -179,14 +179,20 @@ class Devices:
 
     def _drawn_block(self, block: int) -> tuple[list[float], list[float], list[bool]]:
         """Compute times of 1,024 tasks (uniform pairs if the law differs by client) and whether each is lost."""
-        tasks = np.arange(block * TASKS_PER_BLOCK, (block + 1) * TASKS_PER_BLOCK)
-        lost = seeding.uniforms(self._seed, Purpose.LOSS, 0, tasks, 1)[:, 0] < self._loss_probability
-        if self._time.fixed is not None:
-            return [self._time.fixed] * TASKS_PER_BLOCK, [], lost.tolist()
+        first = block * TASKS_PER_BLOCK
+        if self.draws_by_task:
+            drawn, lost = self.task_draws(first, TASKS_PER_BLOCK)
+            return drawn.tolist(), [], lost.tolist()
+        tasks = np.arange(first, first + TASKS_PER_BLOCK)
         u, v = _columns(seeding.uniforms(self._seed, Purpose.COMPUTE_TIME, 0, tasks, 2))
-        if self._time.by_client:
-            return u.tolist(), v.tolist(), lost.tolist()
-        return self._time.draw(u, v, None).tolist(), [], lost.tolist()
+        return u.tolist(), v.tolist(), self._lost(tasks).tolist()
+
+    def _lost(self, tasks: Int64) -> NDArray[np.bool_]:
+        """Whether each task's update gets lost."""
+        if self._loss_probability == 0.0:
+            return np.zeros(tasks.shape, np.bool_)
+        lost: NDArray[np.bool_] = seeding.uniforms(self._seed, Purpose.LOSS, 0, tasks, 1)[:, 0] < self._loss_probability
+        return lost
 
     # ------------------------------------------------------------------------------------------ in columns
 
@@ -202,9 +208,7 @@ class Devices:
         """
         assert self.draws_by_task
         tasks = np.arange(first, first + n)
-        lost = np.zeros(n, np.bool_)
-        if self._loss_probability > 0.0:
-            lost = seeding.uniforms(self._seed, Purpose.LOSS, 0, tasks, 1)[:, 0] < self._loss_probability
+        lost = self._lost(tasks)
         if self._time.fixed is not None:
             return np.full(n, self._time.fixed), lost
         drawn: Float64 = self._time.draw(

@@ -24,6 +24,7 @@ from fedsim.aggregation.kasync import KAsync
 from fedsim.aggregation.localmodels import AsoFed, FedAt, FedFa, Safa
 from fedsim.aggregation.pisces import Pisces
 from fedsim.aggregation.qfedavg import QFedAvg
+from fedsim.aggregation.robust import Krum, Median, NormBound, TrimmedMean
 from fedsim.aggregation.rule import ALONE, Arrival, Facts, Keeps, Rule
 from fedsim.aggregation.scaffold import Scaffold
 from fedsim.aggregation.similarity import Kafl, Port, Wkafl
@@ -49,6 +50,11 @@ _PLAIN: dict[type, Callable[[Any], Rule]] = {
     c.FedAdagradRule: FedOpt,
     c.QFedAvgRule: QFedAvg,
     c.CyclicRule: Cyclic,
+    c.MedianRule: Median,
+    c.TrimmedMeanRule: TrimmedMean,
+    c.NormBoundRule: NormBound,
+    c.KrumRule: Krum,
+    c.MultiKrumRule: Krum,
 }
 _KNOWING: dict[type, Callable[[Any, Facts], Rule]] = {
     c.WkaflRule: Wkafl,

@@ -76,6 +76,7 @@ from fedsim.config.devices import (
     TraceLaw,
 )
 from fedsim.config.models import CnnModel, LogisticModel, MlpModel, ModelConfig, ResidualModel, TextModel
+from fedsim.config.robust import KrumRule, MedianRule, MultiKrumRule, NormBoundRule, TrimmedMeanRule
 from fedsim.config.run import (
     CheckpointConfig,
     EvaluationConfig,
@@ -189,17 +190,21 @@ __all__ = [
     "KAsyncRule",
     "KAsyncSchedule",
     "KaflRule",
+    "KrumRule",
     "LawConfig",
     "LinkConfig",
     "LogisticModel",
     "LognormalLaw",
     "LossKind",
+    "MedianRule",
     "MemoryConfig",
     "MifaRule",
     "MlpModel",
     "ModelConfig",
+    "MultiKrumRule",
     "NaturalPartition",
     "NonNegative",
+    "NormBoundRule",
     "NpzData",
     "ObjectiveConfig",
     "OpenFraction",
@@ -248,6 +253,7 @@ __all__ = [
     "TraceAvailability",
     "TraceLaw",
     "TrainingConfig",
+    "TrimmedMeanRule",
     "WindowSchedule",
     "WkaflRule",
 ]

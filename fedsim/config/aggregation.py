@@ -26,6 +26,7 @@ from fedsim.config.asynchronous import (
     WkaflRule,
 )
 from fedsim.config.base import CountOrZero, Positive
+from fedsim.config.robust import RobustRule
 from fedsim.config.staleness import PolynomialStaleness, RuleSection, StalenessConfig
 from fedsim.config.synchronous import SynchronousRule
 
@@ -97,6 +98,7 @@ AggregationConfig = Annotated[
     | SafaRule
     | AsoFedRule
     | AflCsRule
-    | SynchronousRule,
+    | SynchronousRule
+    | RobustRule,
     Field(discriminator="rule"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedsim.config.robust import check_robust
 from fedsim.config.schedule import SyncSchedule
 from fedsim.config.synchronous import CyclicRule, FedDynRule, FedNovaRule, QFedAvgRule, ScaffoldRule
 from fedsim.config.training import AdamOptimizer, SgdOptimizer
@@ -39,6 +40,9 @@ def check_rule(config: RunConfig) -> None:
             "aggregation.rule q-fedavg reads the loss of the version on all of a client's samples: record.losses must "
             f"be full, got {config.record.losses}"
         )
+    schedule = config.schedule
+    merged = (getattr(schedule, name, None) for name in ("cohort", "buffer", "k"))
+    check_robust(rule, next((n for n in merged if n is not None), None))
     _check_cycle(config)
 
 

@@ -1,6 +1,7 @@
-"""Runs every configuration of configs/async-zoo in one set of ranks: `python all_rules.py FOLDER UPDATES [--replay]`.
+"""Runs every rule in one set of ranks: `python all_rules.py FOLDER UPDATES [--replay]`.
 
-Starting ranks takes longer than such a run. On several ranks it is started by mpirun; prints a line of JSON a run.
+These are the configurations of configs/async-zoo, and the rules of rounds (`ROUNDS`). Starting ranks takes longer than
+such a run. On several ranks it is started by mpirun; prints a line of JSON a run.
 """
 
 from __future__ import annotations
@@ -8,33 +9,67 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fedsim
 from fedsim.engine.launching import find_world
 from fedsim.engine.run import Caller, replay_run
 
 ZOO = Path(__file__).parents[2] / "configs" / "async-zoo"
+SAME = ("status", "rule", "model_sha256", "history_sha256", "versions", "updates", "metrics")
+_ONE_BY_ONE = {"schedule": {"policy": "sync", "cohort": 1, "selection": "cyclic"}}
+_ROUND: dict[str, Any] = {
+    "seed": 5,
+    "data": {"dataset": "synthetic-leaf", "clients": 9, "features": 9, "classes": 3, "max_samples": 60},
+    "devices": {"compute": {"time": {"law": "exponential", "mean": 1.0}}, "loss_probability": 0.1},
+    "model": {"kind": "logistic"},
+    "training": {"optimizer": {"kind": "sgd", "learning_rate": 0.05}, "batch_size": 8, "epochs": 1},
+    "schedule": {"policy": "sync", "cohort": 3, "over_selection": 1.4},
+    "evaluation": {"every_versions": 5},
+}
+ROUNDS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedavgm": {},
+    "fedadam": {},
+    "fedyogi": {},
+    "fedadagrad": {},
+    "fednova": {},
+    "q-fedavg": {"record": {"losses": "full"}},
+    "scaffold": {},
+    "feddyn": {},
+    "cyclic": _ONE_BY_ONE,
+}
+"""The sections in which each rule of rounds differs from `_ROUND`."""
 
 
 def facts_of(run: fedsim.Run) -> dict[str, object]:
     """What has to be the same on any number of ranks."""
     summary = run.summary()
-    return {key: summary[key] for key in ("status", "model_sha256", "history_sha256", "versions", "updates", "metrics")}
+    return {key: summary[key] for key in SAME}
+
+
+def runs(folder: Path, n_updates: int, world: Any) -> Iterator[tuple[str, fedsim.Run | None]]:
+    """The runs one after the other, by name; None on a worker."""
+    for path in sorted(ZOO.glob("*.yaml")):
+        overrides = [f"stop.updates={n_updates}", "devices.compute.slowness.sigma=0.2"]  # so that all of them report
+        yield path.stem, fedsim.run(path, folder / path.stem, overrides=overrides, world=world)
+    for rule, sections in ROUNDS.items():
+        name = f"rounds-{rule}"
+        config = {**_ROUND, **sections, "name": name, "aggregation": {"rule": rule}, "stop": {"updates": n_updates}}
+        yield name, fedsim.run(config, folder / name, world=world)
 
 
 def main(folder: Path, n_updates: int, replays: bool) -> None:
     """One run after the other, on the same ranks."""
     world = find_world(os.environ)
-    for path in sorted(ZOO.glob("*.yaml")):
-        out = folder / path.stem
-        overrides = [f"stop.updates={n_updates}", "devices.compute.slowness.sigma=0.2"]  # so that all of them report
-        run = fedsim.run(path, out, overrides=overrides, world=world)
+    for name, run in runs(folder, n_updates, world):
         if run is None:  # a worker
             continue
-        found = {"name": path.stem, **facts_of(run)}
+        found = {"name": name, **facts_of(run)}
         if replays:
-            again = replay_run(out, None, Caller(world))
+            again = replay_run(folder / name, None, Caller(world))
             assert again is not None and again.error is None
             found["replayed"] = facts_of(fedsim.open_run(again.folder))
         print(json.dumps(found), flush=True)

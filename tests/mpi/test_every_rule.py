@@ -1,4 +1,4 @@
-"""Every rule with its policy and selection: the same bits on 1, 2 and 4 ranks, and after a replay."""
+"""Every rule with its policy, selection and client states: the same bits on 1, 2 and 4 ranks, and after a replay."""
 
 from __future__ import annotations
 
@@ -6,13 +6,30 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from fedsim import config
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).with_name("all_rules.py"))
-NAMES = sorted(path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml"))
+RULES = [get_args(rule.model_fields["rule"].annotation)[0] for rule in get_args(get_args(config.AggregationConfig)[0])]
+ROUNDS = (
+    "fedavg",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "fednova",
+    "q-fedavg",
+    "scaffold",
+    "feddyn",
+    "cyclic",
+)
+NAMES = sorted(
+    [path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml")] + [f"rounds-{rule}" for rule in ROUNDS]
+)
 N_UPDATES = "45"
 
 Facts = dict[str, dict[str, Any]]
@@ -33,6 +50,11 @@ def ran(start_program: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 
 def test_all_configurations_ran(ran: Mapping[int, Facts]) -> None:
     assert all(sorted(ran[n]) == NAMES for n in (1, 2, 4))
+
+
+def test_no_rule_is_forgotten(ran: Mapping[int, Facts]) -> None:
+    """A new rule has a configuration in configs/async-zoo, or an entry in `all_rules.ROUNDS`."""
+    assert {facts["rule"] for facts in ran[1].values()} == set(RULES)
 
 
 @pytest.mark.parametrize("n", [2, 4])

@@ -1,10 +1,13 @@
-"""First steps of the asynchronous family, worked out on paper; the numbers are exact in binary where they can be."""
+"""First steps of the asynchronous family, worked out on paper, and the laws that every rule obeys, of whatever family.
+
+The numbers are exact in binary where they can be.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -311,25 +314,9 @@ def test_fedcomp() -> None:
 
 # ------------------------------------------------------------------------------------------------ laws
 
-ALL: list[dict[str, Any]] = [
-    {"rule": name}
-    for name in (
-        *(
-            "fedavg",
-            "fedasync",
-            "fedbuff",
-            "k-async",
-            "wkafl",
-            "port",
-            "kafl",
-            "pisces",
-            "async-fed-ed",
-            "fedfa",
-            "ca2fl",
-        ),
-        *("fadas", "ace", "aced", "mifa", "dc-asgd", "fedcompass", "fedat", "safa", "aso-fed", "afl-cs"),
-    )
-] + [
+RULES = [get_args(rule.model_fields["rule"].annotation)[0] for rule in get_args(get_args(AggregationConfig)[0])]
+ALL: list[dict[str, Any]] = [{"rule": name} for name in RULES] + [
+    {"rule": "cyclic", "released": True},
     {"rule": "afl-cs", "mode": "released"},
     {"rule": "afl-cs", "mode": "fedcomp"},
     {"rule": "dc-asgd", "adaptive": True},
@@ -390,7 +377,7 @@ def test_completing_a_version_is_accumulating_committing_and_publishing(plain: d
     case.take(*first, last)
     again.take(*first, last, completes=True)
     assert np.array_equal(case.state.weights_P, again.state.weights_P)
-    assert np.array_equal(published(case.state), again.made_P) and case.said == again.said
+    assert np.array_equal(case.rule.publish(case.state), again.made_P) and case.said == again.said
 
 
 @pytest.mark.parametrize("tau", [0, 3])

@@ -234,8 +234,8 @@ def _find_launcher() -> str:
 
 def _built_tolerant(launcher: str) -> bool | None:
     """Whether Open MPI was built for dead ranks, by the ompi_info beside the launcher; None if there is none."""
-    tool = Path(launcher).with_name("ompi_info")
-    if not launcher or not tool.exists():
+    tool = Path(launcher).with_name("ompi_info") if launcher else None
+    if tool is None or not tool.exists():
         return None
     match = re.search(r"FT MPI support:\s*(\w+)", _output([str(tool)]))
     return None if match is None else match[1] == "yes"

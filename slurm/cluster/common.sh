@@ -55,13 +55,18 @@ inside() {
         env SLURM_CONF="$CLUSTER/slurm.conf" bash -c 'cd -- "$1" && shift && exec "$@"' inside "$PWD" "$@"
 }
 
-# Mounts a file over another, in this mount namespace only; mount(8) would not do it for anybody but root.
-bind() { # FILE OVER
+# Mounts in this mount namespace only: mount(2) itself, since mount(8) would not do it for anybody but root.
+mount_here() { # SOURCE TARGET TYPE FLAGS
     python3 -c 'import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
-source, target = map(os.fsencode, sys.argv[1:])
-sys.exit(libc.mount(source, target, None, 4096, None) and os.strerror(ctypes.get_errno()))' "$1" "$2"
+source, target, kind = map(os.fsencode, sys.argv[1:4])
+sys.exit(libc.mount(source, target, kind, int(sys.argv[4]), None) and os.strerror(ctypes.get_errno()))' "$@"
 }
+
+# A file over another.
+bind() { mount_here "$1" "$2" none 4096; } # FILE OVER; MS_BIND
+
+own_shared_memory() { mount_here tmpfs /dev/shm tmpfs 6; } # MS_NOSUID, MS_NODEV
 
 # The ends of all logs, for whoever has to find out why it does not work.
 show_logs() {

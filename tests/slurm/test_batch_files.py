@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_the_file_is_short_and_prepared_for_its_end(path: Path) -> None:
 
 def test_slurm_takes_what_submit_writes(cluster: Any, tmp_path: Path) -> None:
     words = ("configs/quickstart.yaml", "--machine", "generic", "--nodes", "2", "--sbatch", "comment=two words")
-    made = cluster.call("python", "-m", "fedsim", "submit", *words, "--sbatch", "gpus-per-node=2", "--dry-run")
+    made = cluster.call(sys.executable, "-m", "fedsim", "submit", *words, "--sbatch", "gpus-per-node=2", "--dry-run")
     (tmp_path / "made.sbatch").write_text(made)
     done = cluster.script("shell", "sbatch", "--test-only", str(tmp_path / "made.sbatch"))
     assert done.returncode == 0 and "on nodes n[1-2]" in done.stderr, done.stderr
@@ -43,7 +44,7 @@ def test_slurm_takes_what_submit_writes(cluster: Any, tmp_path: Path) -> None:
 
 def test_slurm_refuses_what_it_does_not_know(cluster: Any, tmp_path: Path) -> None:
     done = cluster.script(
-        *("shell", "python", "-m", "fedsim", "submit", "configs/quickstart.yaml", "--partition", "moon"),
+        *("shell", sys.executable, "-m", "fedsim", "submit", "configs/quickstart.yaml", "--partition", "moon"),
         *("--out", str(tmp_path / "run")),
     )
     assert done.returncode == 2 and "sbatch refuses" in done.stderr and "partition" in done.stderr

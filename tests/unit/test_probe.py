@@ -131,6 +131,7 @@ def test_a_python_without_anything_is_described_too(tmp_path: Path) -> None:
         text=True,
         timeout=120,
         cwd=tmp_path,
+        env={**os.environ, "PATH": "/usr/bin:/bin"},
     )
     assert done.returncode == 0, done.stderr
     assert "MPI                none: " in done.stdout and "fedsim run CONFIG.yaml    (one process" in done.stdout

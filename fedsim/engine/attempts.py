@@ -38,6 +38,7 @@ def record_plan(made: Plan, resumption: Resumption | None) -> RecordPlan:
         rule_scalars=tuple(scalars),
         metrics=tuple(metrics),
         start_rows=() if resumption is None else tuple(resumption.start_rows.items()),
+        tail_rows=() if resumption is None else tuple(resumption.tail_rows.items()),
     )
 
 

@@ -73,6 +73,14 @@ class Resumption:
     notes: Sequence[str]
     recorded: Recorded | None = None
 
+    @property
+    def tail_rows(self) -> Mapping[str, int]:
+        """The rows up to which it makes again what was recorded; none on the virtual clock."""
+        if self.recorded is None:
+            return {}
+        history = self.recorded.history
+        return {"tasks": history.task.size, "versions": history.version.size}
+
 
 def find(folder: Path) -> Found:
     """The run in a folder.
@@ -151,7 +159,7 @@ def take_up(found: Found, made: Plan) -> Resumption:
     _set_aside(folder, newest)
     rows = dict.fromkeys(there, 0) if newest is None else checkpoints.rows_of(newest.snapshot)
     recorded = None
-    if newest is not None and found.config.clock == "wall":
+    if found.config.clock == "wall":
         recorded = recorded_past(run, rows["tasks"], rows["versions"])
     return Resumption(found, {table: rows[table] for table in there}, newest, notes, recorded)
 

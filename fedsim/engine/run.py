@@ -497,16 +497,19 @@ def _closing(transport: Transport, watch: Watch, patience_s: Callable[[], float]
 
 
 def _restore(server: Server, keeper: Checkpoints, made: Plan, resumption: Resumption | None) -> None:
-    """Takes up the state of the checkpoint from which the run goes on, if there is one."""
-    if resumption is None or resumption.checkpoint is None:
+    """Takes up the state of the checkpoint from which the run goes on, if there is one, and what was recorded past."""
+    if resumption is None:
         return
-    kept = resumption.checkpoint
-    recorded = resumption.recorded
+    kept, recorded = resumption.checkpoint, resumption.recorded
 
     def tail(live: Schedule) -> Tail:
         assert recorded is not None
         return Tail(recorded, made.work(), made.population.n_clients, live)
 
+    if kept is None:
+        if recorded is not None:
+            server.precede(tail)
+        return
     with resume.understood(kept):
         versions = resume.versions_of(kept, made.n_version_values)
         server.restore(kept.snapshot, versions, None if recorded is None else tail)

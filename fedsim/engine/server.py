@@ -289,6 +289,10 @@ class Server:
                 self._supply.release_version(number)
         self._begun = True
 
+    def precede(self, recorded: Callable[[Any], Tail]) -> None:
+        """Puts what was recorded, from its beginning on, before the live schedule, where there is no snapshot."""
+        self._schedule = self._tail = recorded(self._schedule)
+
     def _own(self) -> dict[str, Any]:
         """The server's own fields by their names in a checkpoint."""
         pulse = {name: getattr(self.pulse, name) for name in ("version", "n_updates", "virtual_s")}

@@ -61,7 +61,10 @@ def _cut(history: History, n_rows: int, n_versions: int) -> History:
 
 
 class Tail(ReplaySchedule):
-    """The schedule of what was recorded past a checkpoint; at its end `live` goes on, who learns meanwhile."""
+    """The schedule of what was recorded past a checkpoint, or from the beginning on where there is none.
+
+    At its end `live` goes on, who learns meanwhile.
+    """
 
     def __init__(self, recorded: Recorded, work: Work, n_clients: int, live: Schedule) -> None:
         super().__init__(recorded.history, work, n_clients)
@@ -73,8 +76,9 @@ class Tail(ReplaySchedule):
         gone = {event.number for event in self._events[: self._next] if event.kind is not EventKind.TIMER}
         for number in gone:
             del self._row_of[number]
-        self._first = [task for task in self._tasks if task.base_version <= self.version and task.task not in gone]
+        first = [task for task in sorted(self._tasks) if task.base_version <= self.version and task.task not in gone]
         self._by_base = {base: tasks for base, tasks in self._by_base.items() if base > self.version}
+        self._by_base[self.version] = first
         self.now_s = max((event.time_s for event in self._events[: self._next] if event.time_s >= 0.0), default=0.0)
 
     def step(self, event: Event, has_failed: bool = False) -> Step:
@@ -85,8 +89,8 @@ class Tail(ReplaySchedule):
         return step
 
     def unconsumed(self) -> list[Task]:
-        """The tasks that were in flight at the checkpoint, or started from its version, and are consumed later."""
-        return self._first
+        """The tasks that were in flight at the checkpoint, or started from its version, and can start now."""
+        return self.dispatch(self.now_s)
 
     def learned(self, feedback: Feedback) -> None:
         self._live.learned(feedback)

@@ -1,7 +1,8 @@
 """The files that make up a run: finding them, looking at what they hold, and cutting each where the next begins.
 
 A file that was killed can have columns of unequal length: a table is as long as its shortest. An attempt that goes on
-from a checkpoint says at which rows it starts; what its predecessors wrote past them is superseded.
+from a checkpoint says at which rows it starts; what its predecessors wrote past them is superseded. On the wall clock
+it first makes again what they wrote, and says up to which rows: one that was killed before has superseded nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Piece:
     status: str
     totals: RunTotals
     start_rows: dict[str, int]
+    tail_rows: dict[str, int]
     tables: dict[str, Table]
     rows: dict[str, int]
 
@@ -60,6 +62,12 @@ class Piece:
         """The last attempt that a joined record holds; None for the record of one attempt."""
         number = self.attributes.get("last_attempt")
         return number if isinstance(number, int) else None
+
+    @property
+    def supersedes(self) -> bool:
+        """Whether it has come past what the attempts before recorded, so that its rows count and not theirs."""
+        reached = {name: self.start_rows.get(name, 0) + n for name, n in self.rows.items()}
+        return all(reached.get(name, 0) >= n for name, n in self.tail_rows.items())
 
 
 # ------------------------------------------------------------------------------------------------- finding
@@ -100,7 +108,7 @@ def _single(path: Path) -> Piece:
     """One file, whatever its name. Alone, an attempt starts at row 0."""
     if not path.exists():
         raise RecordError(f"{path}: no such run folder or record")
-    return replace(look_at(path), start_rows={})
+    return replace(look_at(path), start_rows={}, tail_rows={})
 
 
 # ------------------------------------------------------------------------------------------------- looking
@@ -119,7 +127,8 @@ def look_at(path: Path) -> Piece:
         tables = {table.name: _table_in(file, table) for table in TABLES}
         size = path.stat().st_size
         rows = {name: _table_rows(file, table, size) for name, table in tables.items()}
-        return Piece(path, attributes, _status(file), _totals(file), _start_rows(attributes), tables, rows)
+        start_rows, tail_rows = _counts(attributes, "start_rows"), _counts(attributes, "tail_rows")
+        return Piece(path, attributes, _status(file), _totals(file), start_rows, tail_rows, tables, rows)
 
     return guard.reading(path, look)
 
@@ -151,12 +160,13 @@ def _table_rows(file: h5py.File, table: Table, file_bytes: int) -> int:
     return min(lengths)
 
 
-def _start_rows(attributes: dict[str, Attribute]) -> dict[str, int]:
-    start_rows: dict[str, int] = guard.parsed(str(attributes.get("start_rows", "{}")), "start_rows", dict)
-    for name, count in start_rows.items():
+def _counts(attributes: dict[str, Attribute], key: str) -> dict[str, int]:
+    """Rows by table, as an attribute says them in JSON."""
+    counts: dict[str, int] = guard.parsed(str(attributes.get(key, "{}")), key, dict)
+    for name, count in counts.items():
         if type(count) is not int or count < 0:
-            raise RecordError(f"start_rows: {name:.80} is not a count")
-    return start_rows
+            raise RecordError(f"{key}: {name:.80} is not a count")
+    return counts
 
 
 def _status(file: h5py.File) -> str:
@@ -186,6 +196,9 @@ def _kept(pieces: list[Piece], table: Table) -> list[int]:
     kept: list[int] = []
     for piece in pieces:
         total = sum(kept)
+        if table.superseded and not piece.supersedes:
+            kept.append(0)
+            continue
         start = piece.start_rows.get(table.name, 0) if table.superseded else total
         if start > total:
             raise RecordError(

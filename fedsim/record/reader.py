@@ -200,7 +200,9 @@ class Run:
 
     @property
     def weights(self) -> Float32 | None:
-        """The final model, float32 (P,); None while there is none."""
+        """The final model, float32 (P,); None while there is none, or only an earlier one than was recorded."""
+        if not self._pieces[-1].supersedes:
+            return None
         found: Float32 | None = self._last("weights", _read_weights)
         return found
 
@@ -213,7 +215,7 @@ class Run:
     def totals(self) -> RunTotals:
         """Versions, updates, virtual seconds reached, and wall seconds over all attempts; counted where not noted."""
         last = self._pieces[-1]
-        noted = last.totals if last.totals.versions >= 0 else None
+        noted = last.totals if last.totals.versions >= 0 and last.supersedes else None
         if noted is not None and len(self._pieces) == 1:
             return noted
         if "totals" not in self._cache:

@@ -225,7 +225,8 @@ NO_TOTALS = RunTotals(NO_INT, NO_INT, NO_FLOAT, NO_FLOAT)
 class RecordPlan:
     """What a record has room for. `layout` lists the model's tensors: name, shape, offset into the flat vector.
 
-    `start_rows` are the row counts of the run's tables at which this attempt begins: none for a first attempt.
+    `start_rows` are the row counts of the run's tables at which this attempt begins: none for a first attempt. Up to
+    `tail_rows` it makes again what the attempts before have recorded; until it is through, theirs count.
     """
 
     n_parameters: int
@@ -234,6 +235,7 @@ class RecordPlan:
     rule_scalars: tuple[Column, ...] = ()
     metrics: tuple[Column, ...] = ()
     start_rows: tuple[tuple[str, int], ...] = ()
+    tail_rows: tuple[tuple[str, int], ...] = ()
 
     def tables(self) -> tuple[Table, ...]:
         """The record's tables, extra columns included."""

@@ -86,6 +86,8 @@ def create_run(file: h5py.File, provenance: Provenance, plan: RecordPlan) -> Non
     for name, value in provenance.attributes.items():
         put_attribute(file, name, value)
     put_attribute(file, "start_rows", json.dumps(dict(plan.start_rows)))
+    if plan.tail_rows:
+        put_attribute(file, "tail_rows", json.dumps(dict(plan.tail_rows)))
     run = file.create_group("run")
     run.create_dataset("status", data=np.bytes_("running"), dtype=f"S{STATUS_BYTES}")
     put_text(run, "config", provenance.config_text)

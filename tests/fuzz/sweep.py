@@ -9,7 +9,6 @@ Every one is accepted, or refused with one line: anything else is told with the 
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 import resource
 import signal
@@ -18,17 +17,18 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
+from seeds import ROOT, seeds_of_files
 
 from fedsim import configfile
 from fedsim.config import RunConfig
 from fedsim.errors import FedsimError
 
-ROOT = Path(__file__).parents[2]
 CASE_S = 10
+PLANNED = 0.1
 MEMORY_BYTES = 6 * 2**30
 NASTY = (
     *("null", "-1", "0", "1e400", ".nan", ".inf", "true", "[]", "{}", "''", "9" * 40, "1e-320", "0x10", "-0.0", "08"),
@@ -103,65 +103,6 @@ def mutated_bytes(draws: random.Random, data: bytes) -> bytes:
     return whole
 
 
-def seeds_of_files(folder: Path) -> dict[str, tuple[bytes, str, Callable[[Path], object]]]:
-    """Whole files by name: their bytes, the name to give a mutant, and what is done with it."""
-    import fedsim
-    from fedsim.record.checkpoint import Checkpoint
-    from fedsim.record.reader import open_run
-
-    text = (ROOT / "configs" / "quickstart.yaml").read_text()
-    (folder / "c.yaml").write_text(text.replace("versions: 200", "versions: 12") + "checkpoint: {every_versions: 4}\n")
-    fedsim.run(folder / "c.yaml", folder / "run")
-
-    def read_run(path: Path) -> object:
-        run = open_run(path)
-        return run.summary(), run.tasks, run.workers, run.failures, run.places, run.layout, run.attempts
-
-    def read_checkpoint(path: Path) -> object:
-        found = Checkpoint(path)
-        return list(found.versions(14)), restored(found)
-
-    def restored(found: object) -> None:
-        from fedsim import snapshot
-        from fedsim.engine import resume
-        from fedsim.engine.plan import plan
-
-        made = plan(configfile.load(folder / "c.yaml"), folder)
-        with resume.understood(found):  # type: ignore[arg-type]
-            made.schedule().restore(snapshot.part(found.snapshot, "schedule"))  # type: ignore[attr-defined]
-            snapshot.put(made.rule.init(made.initial_P), snapshot.part(found.snapshot, "rule"))  # type: ignore[attr-defined]
-
-    buffer = io.BytesIO()
-    images, labels = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 2
-    np.savez(buffer, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    csv = b"client,a,b,label\n" + b"".join(b"%d,%d,1.5,%d\n" % (i % 3, i, i % 2) for i in range(20))
-    run = folder / "run"
-    checkpoints = sorted(run.glob("checkpoint-*.h5"))
-    return {
-        "record": ((run / "record.h5").read_bytes(), "m.h5", read_run),
-        "attempt": ((run / "record-000.h5").read_bytes(), "m.h5", read_run),
-        "checkpoint": (checkpoints[-1].read_bytes(), "m.h5", read_checkpoint),
-        "npz": (buffer.getvalue(), "m.npz", reader_of("npz")),
-        "csv": (csv, "m.csv", reader_of("csv")),
-    }
-
-
-def reader_of(dataset: str) -> Callable[[Path], object]:
-    """Builds the population of a data file."""
-
-    def read(path: Path) -> object:
-        from fedsim import population
-
-        rest = {"csv": {"label": "label", "client": "client"}}.get(dataset, {})
-        partition = {"kind": "natural"} if dataset == "csv" else {"kind": "iid", "clients": 2}
-        base = configfile.load(ROOT / "configs" / "quickstart.yaml").model_dump()
-        mapping = {**base, "data": {"dataset": dataset, "path": str(path), **rest}, "partition": partition}
-        people = population.build(configfile.from_mapping(mapping), path.parent)
-        return people.shard(0)
-
-    return read
-
-
 def tried(case: str, call: Callable[[], object], counts: Counter[str]) -> None:
     """Counts what became of a case; anything but acceptance or one line is told."""
     signal.alarm(CASE_S)
@@ -183,6 +124,16 @@ def tried(case: str, call: Callable[[], object], counts: Counter[str]) -> None:
         signal.alarm(0)
 
 
+def resolved_and_planned(path: Path, is_planned: bool) -> None:
+    """What `fedsim check` does with a configuration; the costlier part of it if that is asked for."""
+    from fedsim.engine.plan import plan
+
+    config = configfile.load(path)
+    configfile.resolved_text(config)
+    if is_planned:
+        plan(config, ROOT / "configs")
+
+
 def sweep_configurations(n: int, seed: int, counts: Counter[str]) -> None:
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "configs").glob("*.yaml"))]
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +142,8 @@ def sweep_configurations(n: int, seed: int, counts: Counter[str]) -> None:
             draws = random.Random(f"configuration {seed} {case}")
             text = mutated_text(draws, draws.choice(texts))
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
-            tried(f"configuration {seed} {case}", lambda: configfile.resolved_text(configfile.load(path)), counts)
+            is_planned = draws.random() < PLANNED
+            tried(f"configuration {seed} {case}", partial(resolved_and_planned, path, is_planned), counts)
 
 
 def sweep_files(n: int, seed: int, counts: Counter[str]) -> None:

@@ -534,6 +534,4 @@ def test_networks_of_any_layers(
     module, shape = network
     shards = [make["shard"](n, shape, 5, seed=seed + n) for n in (7, 12, 3, 1)]
     settings = {k: v for k, v in section.items() if k not in ("kind", "learning_rate")}
-    compare(
-        make, path, module, config, shards, 5, lambda p, rate: build(p, lr=rate, **settings), torch.float64, 1e-8
-    )
+    compare(make, path, module, config, shards, 5, lambda p, rate: build(p, lr=rate, **settings), torch.float64, 1e-8)

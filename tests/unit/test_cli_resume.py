@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,36 +215,74 @@ def test_a_stop_by_the_wall_clock_can_be_gone_on_with(whole: Path, config_path: 
     assert bits(folder)[1:] == bits(whole)[1:]
 
 
-@pytest.mark.parametrize("n_ranks", [1, pytest.param(3, marks=pytest.mark.mpi)])
-def test_a_kill_on_the_wall_clock(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
-    """What was recorded past the checkpoint is kept, and a replay of the joined record gives the same model."""
+def on_the_wall_clock(folder: Path, **changed: str) -> Path:
+    """A configuration without simulated devices, that writes its record often."""
+    lines = [line for line in CONFIG.splitlines() if not line.startswith(("devices", *changed))]
+    path = folder / "wall.yaml"
+    path.write_text("\n".join([*lines, "clock: wall", "record: {flush_s: 0.02}", *changed.values(), ""]))
+    return path
+
+
+def killed_once(words: list[str], n_ranks: int, is_time: Callable[[], bool]) -> None:
+    """Starts fedsim, slowed down, and kills all its ranks when it is time."""
     from tests.unit.test_cli_running import environment, mpirun
 
-    folder, path = tmp_path / "wall", tmp_path / "wall.yaml"
-    lines = [line for line in CONFIG.splitlines() if not line.startswith("devices")]
-    path.write_text("\n".join([*lines, "clock: wall", "record: {flush_s: 0.02}", ""]))
     launcher = [*mpirun(), "-n", str(n_ranks)] if n_ranks > 1 else []
-    words = ["run", str(path), "--out", str(folder), "--quiet", "--set", "stop.versions=150"]
-    slow = environment() | {"FEDSIM_INJECT": "sleep:0.05"}  # or it ends before the ranks notice the kill
+    slow = environment() | {"FEDSIM_INJECT": "sleep:0.03"}  # or it ends before the ranks notice the kill
     process = subprocess.Popen([*launcher, *FEDSIM, *words], env=slow, start_new_session=True)
+    give_up_s = time.monotonic() + 90
     try:
-        wait_for(folder / checkpoint.name_of(2), process)
+        while not is_time():
+            assert process.poll() is None and time.monotonic() < give_up_s
+            time.sleep(0.02)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)  # ranks notice that their launcher is gone
-    before = open_run(folder).versions
-    resumed = subprocess.run(
-        [*launcher, *FEDSIM, "resume", str(folder), "--quiet"], env=environment(), capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr
+        time.sleep(1.0 if n_ranks > 1 else 0.0)  # ranks notice that their launcher is gone
+
+
+def assert_gone_on(folder: Path, before: Any, n_versions: int, n_attempts: int) -> None:
+    """Everything recorded before is there still, once, and a replay comes to the same model."""
     told, joined = summary(folder), open_run(folder)
-    assert (told["status"], told["versions"], told["attempts"]) == ("done", 150, 2)
-    assert joined.versions.version.tolist() == list(range(1, 151)) and joined.tasks.task.is_unique
+    assert (told["status"], told["versions"], told["attempts"]) == ("done", n_versions, n_attempts)
+    assert joined.versions.version.tolist() == list(range(1, n_versions + 1)) and joined.tasks.task.is_unique
     n = len(before) - 2  # the last ones may have been torn by the kill
     assert joined.versions.virtual_s.tolist()[:n] == before.virtual_s.tolist()[:n]
-    assert says("replay", folder, "--out", tmp_path / "again", "--quiet").exit_code == 0
+    assert says("replay", folder, "--out", folder.with_name("again"), "--quiet").exit_code == 0
+
+
+@pytest.mark.mpi
+def test_a_kill_on_the_wall_clock(tmp_path: Path) -> None:
+    """What was recorded past the checkpoint is kept, and a replay of the joined record gives the same model."""
+    from tests.unit.test_cli_running import environment, mpirun
+
+    folder, path = tmp_path / "wall", on_the_wall_clock(tmp_path)
+    words = ["run", str(path), "--out", str(folder), "--quiet", "--set", "stop.versions=70"]
+    killed_once(words, 3, (folder / checkpoint.name_of(2)).exists)
+    before = open_run(folder).versions
+    resumed = subprocess.run(
+        [*mpirun(), "-n", "3", *FEDSIM, "resume", str(folder), "--quiet"], env=environment(), capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert_gone_on(folder, before, 70, 2)
+
+
+def test_kills_on_the_wall_clock_without_a_checkpoint_and_while_the_recorded_is_made_again(tmp_path: Path) -> None:
+    """Nothing that is recorded is lost by a second kill, nor where no checkpoint was written before the first."""
+    folder = tmp_path / "wall"
+    path = on_the_wall_clock(tmp_path, checkpoint="checkpoint: {every_versions: 1000}")
+
+    def n_versions(record: str) -> int:
+        return len(open_run(folder / record).versions) if (folder / record).exists() else 0
+
+    killed_once(["run", str(path), "--out", str(folder), "--quiet"], 1, lambda: n_versions("record-000.h5") >= 15)
+    before = open_run(folder).versions
+    killed_once(["resume", str(folder), "--quiet"], 1, lambda: n_versions("record-001.h5") >= 2)
+    assert n_versions("record-001.h5") < len(before) - 2, "it was killed too late to show anything"
+    assert open_run(folder).versions.equals(before)
+    assert says("resume", folder, "--quiet").exit_code == 0
+    assert_gone_on(folder, before, 40, 3)
 
 
 @pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])

@@ -2,11 +2,16 @@
 
 Each group has a dataset of inputs, (N, ...), and one of labels, (N,). Samples are read when a client's shard is asked
 for; the structure of every client is checked at the start, and the labels too unless `classes` says how many there are.
+
+A file can claim anything, and HDF5 follows whatever it claims: so links, storage in other files, filters that load
+code, chunks without measure and values that are declared but not stored are refused before they are followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
     import h5py
 
 _ROOT = "examples"
+_ERRORS = (OSError, KeyError, ValueError, RuntimeError, TypeError, OverflowError, MemoryError, AttributeError)
+_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # deflate, shuffle, fletcher32, szip, nbit, scale-offset; h5py's own lzf
+_MAX_CHUNK_BYTES = 2**28
 
 
 class ClientFile:
@@ -32,13 +40,14 @@ class ClientFile:
         import h5py
 
         self.path, self._x, self._y = path, x, y
-        self._file = _opened(path)
-        root = self._file.get(_ROOT)
-        if not isinstance(root, h5py.Group):
-            raise DataError(f"{path}: no group '{_ROOT}'; {checks.hint(_ROOT, self._file)}")
-        self._clients = root
-        self.names: tuple[str, ...] = tuple(root)
-        self._limit = checks.MAX_DEFLATE_RATIO * path.stat().st_size
+        with _reading(path):
+            self._file = _opened(path)
+            root = _member(self._file, _ROOT, str(path))
+            if not isinstance(root, h5py.Group):
+                raise DataError(f"{path}: no group '{_ROOT}'; {checks.hint(_ROOT, self._file)}")
+            self._clients = root
+            self.names: tuple[str, ...] = tuple(root)
+        self._file_bytes = path.stat().st_size
         self._shape: tuple[int, ...] | None = None
 
     def __contains__(self, name: str) -> bool:
@@ -49,16 +58,17 @@ class ClientFile:
         import h5py
 
         where = f"{self.path}: {_ROOT}/{name}"
-        group = self._clients.get(name)
-        if not isinstance(group, h5py.Group):
-            raise DataError(f"{where}: not a group")
-        x, y = (self._column(group, column, where) for column in (self._x, self._y))
-        checks.check_lengths(x.shape[0], f"{where}/{self._x}", y.shape[0], self._y)
-        if x.shape[0] == 0:
-            raise DataError(f"{where}: no samples")
-        if self._shape is None:
-            self._shape = x.shape[1:]
-        checks.check_same_shape(x.shape[1:], f"{where}/{self._x}", self._shape, "the clients before it")
+        with _reading(self.path):
+            group = _member(self._clients, name, where)
+            if not isinstance(group, h5py.Group):
+                raise DataError(f"{where}: not a group")
+            x, y = (self._column(group, column, where) for column in (self._x, self._y))
+            checks.check_lengths(x.shape[0], f"{where}/{self._x}", y.shape[0], self._y)
+            if x.shape[0] == 0:
+                raise DataError(f"{where}: no samples")
+            if self._shape is None:
+                self._shape = x.shape[1:]
+            checks.check_same_shape(x.shape[1:], f"{where}/{self._x}", self._shape, "the clients before it")
         return x, y
 
     def labels(self, y: h5py.Dataset, n_classes: int | None) -> Int64:
@@ -74,27 +84,24 @@ class ClientFile:
     def _column(self, group: h5py.Group, column: str, where: str) -> h5py.Dataset:
         import h5py
 
-        dataset = group.get(column)
+        dataset = _member(group, column, where)
         if not isinstance(dataset, h5py.Dataset):
             raise DataError(f"{where}: no dataset '{column}'; {checks.hint(column, group)}")
-        checks.check_numeric(dataset.dtype, f"{where}/{column}")
+        where = f"{where}/{column}"
+        checks.check_numeric(dataset.dtype, where)
         if not dataset.shape:
-            raise DataError(f"{where}/{column}: a single value, allowed: one a sample")
-        # a dataset may declare more than is stored of it
-        if dataset.nbytes > self._limit:
-            raise DataError(f"{where}/{column}: declares {dataset.nbytes} bytes, more than the file can hold")
-        checks.check_bytes(4 * dataset.size, f"{where}/{column}")
+            raise DataError(f"{where}: a single value, allowed: one a sample")
+        _check_storage(dataset, where, self._file_bytes)
+        checks.check_bytes(4 * dataset.size, where)
         return dataset
 
     def _where(self, dataset: h5py.Dataset) -> str:
         return f"{self.path}: {dataset.name.lstrip('/')}"
 
     def _read(self, dataset: h5py.Dataset) -> NDArray[Any]:
-        try:
+        with _reading(self.path):
             values: NDArray[Any] = dataset[()]
-        except (OSError, RuntimeError) as error:
-            raise DataError(f"{self._where(dataset)}: cannot be read: {_one_line(error)}") from None
-        return values
+            return values
 
 
 class Hdf5Population(Population):
@@ -173,20 +180,54 @@ def _scan(clients: ClientFile, names: Sequence[str], n_classes: int | None) -> t
     return counts_C, largest
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what HDF5 says of a damaged file into one line."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise DataError(f"{path}: not a readable HDF5 file: {_one_line(error)}") from None
+
+
 def _opened(path: Path) -> h5py.File:
     import h5py
 
     try:
-        try:
-            return h5py.File(path, "r")
-        except OSError as error:
-            # a file system without locks; a lock that another process holds is a BlockingIOError
-            if "lock" not in str(error) or isinstance(error, BlockingIOError):
-                raise
-            return h5py.File(path, "r", locking=False)
+        return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path}: not a readable HDF5 file: {_one_line(error)}") from None
+        # a file system without locks; a lock that another process holds is a BlockingIOError
+        if "lock" not in str(error) or isinstance(error, BlockingIOError):
+            raise
+        return h5py.File(path, "r", locking=False)
+
+
+def _member(group: h5py.Group, name: str, where: str) -> Any:
+    """What a group has under a name, None if nothing: in this very file."""
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if link is None or isinstance(link, h5py.HardLink):
+        return group.get(name)
+    raise DataError(f"{where}: {name:.80} is a link to elsewhere, allowed: what is stored in the file itself")
+
+
+def _check_storage(dataset: h5py.Dataset, where: str, file_bytes: int) -> None:
+    """Refuses values that lie in other files, need foreign code, or are declared without being there."""
+    import h5py
+
+    plist = dataset.id.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
+        raise DataError(f"{where}: stored in another file, allowed: in the file itself")
+    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+    if foreign := sorted(filters - _FILTERS):
+        raise DataError(f"{where}: filter {foreign[0]}, allowed: those of HDF5 itself, and lzf")
+    chunk_bytes = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    if chunk_bytes > _MAX_CHUNK_BYTES:
+        raise DataError(f"{where}: chunks of {chunk_bytes} bytes, allowed: {_MAX_CHUNK_BYTES}")
+    stored = min(dataset.id.get_storage_size(), file_bytes)
+    if dataset.nbytes > stored * (checks.MAX_DEFLATE_RATIO if filters else 1):
+        raise DataError(f"{where}: declares {dataset.nbytes} bytes, more than the file can hold")
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -169,9 +169,17 @@ class Kept:
         self.recorded: Recorded | None = None
 
     def killed_at(self, rows: Rows) -> Kept:
-        """The same, with what the killed run recorded later, on the wall clock."""
-        self.recorded = recorded_past(rows, len(self._tables["tasks"]), len(self._tables["versions"]))
+        """The same, with what the killed run recorded later, on the wall clock, unless there is more from before."""
+        recorded = recorded_past(rows, len(self._tables["tasks"]), len(self._tables["versions"]))
+        before = 0 if self.recorded is None else self.recorded.history.version.size
+        if len(rows.tables["versions"]) >= before:  # see `fedsim.record.pieces`
+            self.recorded = recorded
         return self
+
+    @classmethod
+    def nothing(cls) -> Kept:
+        """What there is before the first checkpoint."""
+        return cls({}, {}, Rows())
 
     def rows(self) -> Rows:
         """A record that goes on from here."""
@@ -187,6 +195,7 @@ class Killing:
     """
 
     Killed = Killed
+    Kept = Kept
 
     def __init__(self, folder: Path, keep_at: Sequence[int], kill_at: int) -> None:
         self._folder, self._keep_at, self._kill_at = folder, set(keep_at), kill_at
@@ -194,6 +203,18 @@ class Killing:
         self.last: Kept | None = None
         self.versions: VersionStore
         self.rows: Rows
+
+    @staticmethod
+    def later(n: int) -> Callable[[], bool]:
+        """Kills at the n-th call, of those between events or in the middle of one, also where nothing can be kept."""
+        calls = iter(range(1, n))
+
+        def call() -> bool:
+            if next(calls, None) is None:
+                raise Killed
+            return False
+
+        return call
 
     def is_due(self, pulse: Pulse) -> bool:
         self.n_moments += 1
@@ -286,7 +307,10 @@ class Bench:
         if kept is not None:
             recorded = kept.recorded
             tail = None if recorded is None else lambda live: Tail(recorded, work_of(config), N_CLIENTS, live)
-            server.restore(kept.saved, ((v, vector_P.copy()) for v, vector_P in kept.versions.items()), tail)
+            if kept.saved:
+                server.restore(kept.saved, ((v, vector_P.copy()) for v, vector_P in kept.versions.items()), tail)
+            elif tail is not None:
+                server.precede(tail)
         status = server.run(replaying=replaying)
         return Result(status, rows, server.weights(), server.pulse, supply)
 

@@ -103,23 +103,26 @@ def test_on_the_wall_clock_the_replay_of_its_record_is_the_same(
     rest["training"] |= {"batch_size": 4, "steps": 3}
     of = config(clock="wall", seed=seed, schedule=WALL[name], **rest)
     slow = 2 if name in ("sync", "window") else 1  # moments between two versions
-    kept, result, before, n_tails = None, None, [], 0
-    for life in range(6):
-        keeper = killing(tmp_path, draws.sample(range(1, 12), 2), draws.randint(12, 40) * slow if life < 5 else -1)
+    kept, result, before, n_tails, n_cut = None, None, [], 0, 0
+    for life in range(7):
+        in_tail = life in (1, 2)
+        kill_at = -1 if life == 6 or in_tail else draws.randint(12, 40) * slow
+        keeper = killing(tmp_path, draws.sample(range(1, 12), 2) if life > 0 else (), kill_at)
         room = bench(n_workers=draws.choice((1, 2, 3)), seed=seed + life)
+        if in_tail:
+            room.stop_requested = keeper.later(draws.randint(2, 8))
         try:
             result = room.run(of, keeper, kept)
             break
         except keeper.Killed:
-            kept = keeper.last or kept
-            if kept is not None and keeper.rows.tables["versions"]:
-                kept = kept.killed_at(keeper.rows)
-                n_tails += kept.recorded is not None
+            kept = keeper.last or kept or keeper.Kept.nothing()
+            tail, kept = kept.recorded, kept.killed_at(keeper.rows)
+            n_cut += tail is not None and kept.recorded is tail
+            n_tails += kept.recorded is not None
+            if kept.recorded is not tail:
                 n_whole = 0 if kept.recorded is None else kept.recorded.history.task.size
                 before = keeper.rows.history()[:n_whole]
-                continue
-            before = []
-    assert result is not None and result.status == "done" and n_tails > 0
+    assert result is not None and result.status == "done" and n_tails > 0 and n_cut > 0
     assert result.rows.history()[: len(before)] == before
     tasks = result.rows.column("tasks", "task").tolist()
     assert len(set(tasks)) == len(tasks)

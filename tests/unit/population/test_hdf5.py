@@ -132,3 +132,66 @@ def test_files_without_clients_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "test.h5", {"stranger": 1})
     with pytest.raises(DataError, match=r"data\.test_path: .* has no client that"):
         population(write(tmp_path / "train.h5"), test_path="test.h5")
+
+
+PIXELS = "examples/f_02/pixels"
+
+
+def external_link(file: Any) -> None:
+    del file["examples/f_02"]
+    file["examples/f_02"] = h5py.ExternalLink("/etc/hostname", "/x")
+
+
+def soft_link(file: Any) -> None:
+    del file[PIXELS]
+    file[PIXELS] = h5py.SoftLink("/examples/f_01/pixels")
+
+
+def external_storage(file: Any) -> None:
+    del file[PIXELS]
+    options: dict[str, Any] = {"shape": (5, 4, 4), "dtype": "u1", "external": [("/etc/passwd", 0, 80)]}
+    file.create_dataset(PIXELS, **options)
+
+
+def virtual_storage(file: Any) -> None:
+    del file[PIXELS]
+    layout = h5py.VirtualLayout(shape=(5, 4, 4), dtype="f4")
+    layout[:] = h5py.VirtualSource("/etc/hostname", "x", shape=(5, 4, 4))
+    file.create_virtual_dataset(PIXELS, layout)
+
+
+def huge_chunks(file: Any) -> None:
+    del file[PIXELS]
+    file.create_dataset(PIXELS, shape=(5, 4, 4), maxshape=(None, 4, 4), chunks=(2**25, 4, 4), dtype="u1")
+
+
+def foreign_filter(file: Any) -> None:
+    del file[PIXELS]
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((5, 4, 4))
+    plist.set_filter(32008, h5py.h5z.FLAG_OPTIONAL, (1,))  # bitshuffle, of a plug-in
+    space = h5py.h5s.create_simple((5, 4, 4))
+    h5py.h5d.create(file["examples/f_02"].id, b"pixels", h5py.h5t.NATIVE_FLOAT, space, plist)
+
+
+def never_stored(file: Any) -> None:
+    del file[PIXELS]
+    file.create_dataset(PIXELS, shape=(5, 4, 4), dtype="f4", chunks=(5, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (external_link, "f_02 is a link to elsewhere"),
+        (soft_link, "pixels is a link to elsewhere"),
+        (external_storage, "f_02/pixels: stored in another file"),
+        (virtual_storage, "f_02/pixels: stored in another file"),
+        (huge_chunks, "f_02/pixels: chunks of 536870912 bytes, allowed: 268435456"),
+        (foreign_filter, "f_02/pixels: filter 32008, allowed: those of HDF5 itself"),
+        (never_stored, "f_02/pixels: declares 320 bytes, more than the file can hold"),
+    ],
+)
+def test_nothing_is_read_that_is_not_in_the_file(tmp_path: Path, harm: Callable[[Any], None], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        population(write(tmp_path / "train.h5", change=harm))
+    assert "\n" not in str(caught.value)

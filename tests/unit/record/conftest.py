@@ -84,7 +84,9 @@ def provenance_of(attempt: int = 0, seed: int = 3, **changes: object) -> Provena
     return collect(facts_of(attempt, seed, **changes), {"SLURM_JOB_ID": "77", "HOME": "/root"}, Path("/"))
 
 
-def plan_of(start_rows: dict[str, int] | None = None, names: tuple[str, ...] = ()) -> RecordPlan:
+def plan_of(
+    start_rows: dict[str, int] | None = None, names: tuple[str, ...] = (), tail_rows: dict[str, int] | None = None
+) -> RecordPlan:
     return RecordPlan(
         n_parameters=6,
         layout=(("weight", (2, 2), 0), ("bias", (2,), 4)),
@@ -92,6 +94,7 @@ def plan_of(start_rows: dict[str, int] | None = None, names: tuple[str, ...] = (
         rule_scalars=(scalar_column("discount", "staleness discount"),),
         metrics=(scalar_column("accuracy", "share of right answers"),),
         start_rows=tuple((start_rows or {}).items()),
+        tail_rows=tuple((tail_rows or {}).items()),
     )
 
 
@@ -114,10 +117,11 @@ class Records:
         seed: int = 3,
         names: tuple[str, ...] = (),
         shift: float = 0.0,
+        tail_rows: dict[str, int] | None = None,
     ) -> RecordWriter:
         """An attempt's record with these tasks, a version each, and a row of worker 1: flushed, not closed."""
         path = self.folder / attempt_name(attempt)
-        writer = RecordWriter(path, provenance_of(attempt, seed), plan_of(start_rows, names))
+        writer = RecordWriter(path, provenance_of(attempt, seed), plan_of(start_rows, names, tail_rows))
         for task in tasks:
             writer.append("tasks", task_row(task, shift))
             writer.append("versions", VersionRow(task + 1, task + 1.0, task * 0.1, 1, 1.0, 0.0, 0))

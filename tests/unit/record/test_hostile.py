@@ -113,6 +113,7 @@ HARMS: dict[str, Harm] = {
         "columns", np.bytes_(json.dumps([*TABLES[1].names, *(f"x{i}" for i in range(1000))])), at="versions"
     ),
     "start rows not counts": attribute("start_rows", np.bytes_(b'{"tasks": -5}')),
+    "tail rows not counts": attribute("tail_rows", np.bytes_(b'{"tasks": 1.5}')),
     "start rows not a mapping": attribute("start_rows", np.bytes_(b"[5]")),
     "config of any length": replaced("run/config", data="text", dtype=h5py.string_dtype()),
     "config as numbers": replaced("run/config", data=np.zeros(3)),

@@ -46,6 +46,26 @@ def test_a_successor_that_starts_before_several_cuts_them_all(records: Any) -> N
     assert [attempt["rows"]["tasks"] for attempt in run.attempts] == [2, 0, 1]
 
 
+def test_a_kill_while_the_recorded_is_made_again_loses_none_of_it(records: Any) -> None:
+    """On the wall clock; three attempts go on from row 4, of which the second alone comes past the ten rows before."""
+    tail: dict[str, Any] = {"start_rows": {"tasks": 4, "versions": 4}, "tail_rows": {"tasks": 10, "versions": 10}}
+    records.begin(range(10)).close("failed")
+    writer = records.begin(range(4, 7), attempt=1, shift=0.5, **tail)
+    run = open_run(records.folder)
+    assert run.column("tasks", "task").tolist() == list(range(10))
+    assert run.column("versions", "version").tolist() == list(range(1, 11))
+    assert [attempt["rows"]["tasks"] for attempt in run.attempts] == [10, 0] and run.n_rows("workers") == 2
+    records.finish(writer, 7, status="stopped")
+    run = open_run(records.folder)
+    assert (run.status, run.totals().versions, run.totals().updates, run.weights) == ("stopped", 10, 7, None)
+    records.begin(range(4, 11), attempt=2, **tail).close("failed")
+    join(records.folder)
+    run = open_run(records.folder)
+    assert run.column("tasks", "task").tolist() == list(range(11))
+    assert [attempt["rows"]["tasks"] for attempt in run.attempts] == [4, 0, 7]
+    assert open_run(records.folder / "record-001.h5").column("tasks", "task").tolist() == [4, 5, 6]
+
+
 def test_history_does_not_depend_on_the_attempts(records: Any, tmp_path: Path) -> None:
     records.begin(range(9)).close("failed")
     records.finish(records.begin(range(7, 12), attempt=1, start_rows={"tasks": 7, "versions": 7}), 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.analysis.workers import worker_use
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_CLIENTS = 20
+MOST_KEYS = 6  # of a configuration, in a table; as JSON there are all
 _SEED_AND_NAME = re.compile(r"(?m)^(?:seed|name):.*\n?")
 _COMPARED = ("versions", "updates", "virtual_s", "wall_s", "updates_per_s")
 
@@ -151,13 +152,18 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs of one configuration, seed and name aside: `values` by name, each over those runs."""
+    """Runs of one configuration, seed and name aside: `values` by name, each over those runs.
+
+    `differs` holds what distinguishes this configuration from the others that it is compared with, by key.
+    """
 
     names: tuple[str, ...]
     seeds: tuple[int, ...]
     statuses: tuple[str, ...]
     setting: str
     values: dict[str, Spread]
+    paths: tuple[str, ...] = ()
+    differs: dict[str, Any] = field(default_factory=dict)
 
 
 def compare(runs: Iterable[Run]) -> list[Comparison]:
@@ -169,10 +175,28 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_SEED_AND_NAME.sub("", run.config_text), []).append(run)
-    return [_compared(group) for group in groups.values()]
+    distinct = _distinct([_flat(group[0].config_values) for group in groups.values()])
+    return [_compared(group, differs) for group, differs in zip(groups.values(), distinct, strict=True)]
 
 
-def _compared(runs: list[Run]) -> Comparison:
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested sections by their dotted keys."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{path}.{name}".lstrip(".")).items()
+    }
+
+
+def _distinct(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each configuration what is not the same in all of them, seed and name aside."""
+    keys = dict.fromkeys(key for config in configs for key in config if key not in ("seed", "name"))
+    absent = object()
+    varied = [key for key in keys if any(config.get(key, absent) != configs[0].get(key, absent) for config in configs)]
+    return [{key: config[key] for key in varied if key in config} for config in configs]
+
+
+def _compared(runs: list[Run], differs: dict[str, Any]) -> Comparison:
     summaries = [run.summary() for run in runs]
     numbers = [_numbers(summary) for summary in summaries]
     names = dict.fromkeys(name for found in numbers for name in found)
@@ -183,7 +207,35 @@ def _compared(runs: list[Run]) -> Comparison:
         statuses=tuple(summary["status"] for summary in summaries),
         setting=", ".join(str(first[name]) for name in ("dataset", "policy", "rule")),
         values={name: spread([found[name] for found in numbers if name in found]) for name in names},
+        paths=tuple(str(run.path) for run in runs),
+        differs=differs,
     )
+
+
+def comparison_json(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The comparison as plain values for JSON: what is not a number is None."""
+    return [
+        {
+            "runs": list(row.paths),
+            "names": list(row.names),
+            "seeds": list(row.seeds),
+            "statuses": list(row.statuses),
+            "setting": row.setting,
+            "differs": {key: _plain_json(value) for key, value in row.differs.items()},
+            "values": {name: _spread_json(value) for name, value in row.values.items()},
+        }
+        for row in rows
+    ]
+
+
+def _plain_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _spread_json(value: Spread) -> dict[str, Any]:
+    numbers = {"mean": value.mean, "deviation": value.deviation}
+    plain = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    return {**plain, "n_runs": value.n_runs}
 
 
 def _numbers(summary: dict[str, Any]) -> dict[str, float]:
@@ -218,15 +270,22 @@ def comparison_table(rows: Sequence[Comparison], names: Sequence[str] | None = N
 
     shown = list(names) if names is not None else _default_names(rows)
     table = Table()
-    for heading in ("runs", "setting", "seeds", "status"):
-        table.add_column(heading)
+    keys = list(dict.fromkeys(key for row in rows for key in row.differs))[:MOST_KEYS]
+    for heading in ("runs", "setting", *keys, "seeds", "status"):
+        table.add_column(escape(heading))
     for name in shown:
         table.add_column(escape(name), justify="right")
     for row in rows:
         seeds, statuses = " ".join(map(str, row.seeds)), " ".join(dict.fromkeys(row.statuses))
         cells = [_cell(row.values.get(name)) for name in shown]
-        table.add_row(escape(row.names[0]), escape(row.setting), seeds, statuses, *cells)
+        told = [escape(_value(row.differs, key)) for key in keys]
+        table.add_row(escape(row.names[0]), escape(row.setting), *told, seeds, statuses, *cells)
     return table
+
+
+def _value(differs: dict[str, Any], key: str) -> str:
+    value = differs.get(key, "")
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _default_names(rows: Sequence[Comparison]) -> list[str]:

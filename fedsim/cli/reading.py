@@ -39,19 +39,38 @@ def show(run: Path, as_json: bool, plot: bool, is_joined: bool) -> int:
     return EXIT_DONE
 
 
-@click.command()
+@click.command(short_help="Compare runs: mean and spread over seeds.")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN RUN...")
-def compare(runs: tuple[Path, ...]) -> int:
-    """Compare runs side by side."""
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list instead of a table.")
+def compare(runs: tuple[Path, ...], as_json: bool) -> int:
+    """Compare runs side by side: a line a configuration, with mean and standard deviation over its seeds.
+
+    A RUN is a run folder, a record file, or the folder of a sweep, which stands for those of its runs that have begun.
+    """
     from fedsim.analysis.tables import compare as compare_runs
-    from fedsim.analysis.tables import comparison_table
+    from fedsim.analysis.tables import comparison_json, comparison_table
     from fedsim.cli.output import show_table
     from fedsim.record.reader import open_run
 
-    if len(runs) < 2:
-        raise click.UsageError(f"compare needs two runs or more, got {len(runs)}", click.get_current_context())
-    show_table(comparison_table(compare_runs(open_run(path) for path in runs)))
+    found = [run for path in runs for run in _runs_of(path)]
+    if len(found) < 2:
+        raise click.UsageError(f"compare needs two runs or more, got {len(found)}", click.get_current_context())
+    rows = compare_runs(open_run(path) for path in found)
+    if as_json:
+        click.echo(json.dumps(comparison_json(rows), indent=2, allow_nan=False))
+    else:
+        show_table(comparison_table(rows))
     return EXIT_DONE
+
+
+def _runs_of(path: Path) -> list[Path]:
+    """The path itself, or the runs of a sweep that have begun."""
+    from fedsim.jobs import sweep
+
+    if not (path / sweep.MANIFEST).is_file():
+        return [path]
+    made = sweep.read(path)
+    return [run for run in map(made.run_of, made.points) if any(run.glob("record*.h5"))]
 
 
 def plot_path(run: Path) -> Path:

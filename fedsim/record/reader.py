@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import RecordError
+from fedsim import yamltree
+from fedsim.errors import ConfigError, RecordError
 from fedsim.record import guard
 from fedsim.record.pieces import Piece, kept_rows, largest_number, pieces_at, read_columns, wall_s
 from fedsim.record.provenance import Attribute, RankPlace
@@ -174,6 +175,15 @@ class Run:
     def config_text(self) -> str:
         """The resolved configuration."""
         return str(self._last("config", lambda file: guard.read_text(file, "run/config")))
+
+    @property
+    def config_values(self) -> dict[str, Any]:
+        """The resolved configuration as nested plain values; empty if that is not what the record holds."""
+        try:
+            value = yamltree.parse(self.config_text.encode(), str(self.path)).value
+        except ConfigError:
+            return {}
+        return value if isinstance(value, dict) else {}
 
     @property
     def client_names(self) -> list[str]:

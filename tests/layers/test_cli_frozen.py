@@ -19,7 +19,7 @@ FROZEN = {
     "check": ["CONFIG", ("--set",), HELP],
     "show": ["RUN", ("--json",), ("--plot",), ("--join",), HELP],
     "watch": ["RUN", ("--interval",), HELP],
-    "compare": ["RUN RUN...", HELP],
+    "compare": ["RUN RUN...", ("--json",), HELP],
     "replay": ["RUN", ("--out",), ("--quiet",), HELP],
     "sweep": [
         "CONFIG",

@@ -20,6 +20,7 @@ from fedsim.engine.run import Caller, replay_run
 ZOO = Path(__file__).parents[2] / "configs" / "async-zoo"
 SAME = ("status", "rule", "model_sha256", "history_sha256", "versions", "updates", "metrics")
 _ONE_BY_ONE = {"schedule": {"policy": "sync", "cohort": 1, "selection": "cyclic"}}
+_OF_FIVE = {"schedule": {"policy": "sync", "cohort": 5}}
 _ROUND: dict[str, Any] = {
     "seed": 5,
     "data": {"dataset": "synthetic-leaf", "clients": 9, "features": 9, "classes": 3, "max_samples": 60},
@@ -40,8 +41,13 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "scaffold": {},
     "feddyn": {},
     "cyclic": _ONE_BY_ONE,
+    "median": _OF_FIVE,
+    "trimmed-mean": _OF_FIVE,
+    "norm-bound": {"aggregation": {"bound": 0.05}},
+    "krum": _OF_FIVE,
+    "multi-krum": _OF_FIVE,
 }
-"""The sections in which each rule of rounds differs from `_ROUND`."""
+"""The sections in which each rule that may have rounds differs from `_ROUND`."""
 
 
 def facts_of(run: fedsim.Run) -> dict[str, object]:
@@ -57,7 +63,8 @@ def runs(folder: Path, n_updates: int, world: Any) -> Iterator[tuple[str, fedsim
         yield path.stem, fedsim.run(path, folder / path.stem, overrides=overrides, world=world)
     for rule, sections in ROUNDS.items():
         name = f"rounds-{rule}"
-        config = {**_ROUND, **sections, "name": name, "aggregation": {"rule": rule}, "stop": {"updates": n_updates}}
+        config = {**_ROUND, **sections, "name": name, "stop": {"updates": n_updates}}
+        config["aggregation"] = {"rule": rule, **sections.get("aggregation", {})}
         yield name, fedsim.run(config, folder / name, world=world)
 
 

@@ -16,16 +16,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).with_name("all_rules.py"))
 RULES = [get_args(rule.model_fields["rule"].annotation)[0] for rule in get_args(get_args(config.AggregationConfig)[0])]
 ROUNDS = (
-    "fedavg",
-    "fedavgm",
-    "fedadam",
-    "fedyogi",
-    "fedadagrad",
-    "fednova",
-    "q-fedavg",
-    "scaffold",
-    "feddyn",
-    "cyclic",
+    *("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fednova", "q-fedavg", "scaffold", "feddyn", "cyclic"),
+    *("median", "trimmed-mean", "norm-bound", "krum", "multi-krum"),
 )
 NAMES = sorted(
     [path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml")] + [f"rounds-{rule}" for rule in ROUNDS]

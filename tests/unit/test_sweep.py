@@ -121,6 +121,10 @@ def test_a_sweep_runs_skips_what_is_done_and_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 0 and "point-00001: done already" in done.stderr
     runs = [open_run(tmp_path / "s" / f"point-0000{i}") for i in range(3)]
     assert [run.attributes["seed"] for run in runs] == [1, 2, 3] and {run.status for run in runs} == {"done"}
+    shown = fedsim("compare", "s", "--json", cwd=tmp_path)
+    (row,) = json.loads(shown.stdout)
+    assert row["seeds"] == [1, 2, 3] and row["values"]["versions"] == {"mean": 4.0, "deviation": 0.0, "n_runs": 3}
+    assert row["values"]["accuracy"]["deviation"] > 0.0
     refused = fedsim("sweep", "s", "--point", "3", cwd=tmp_path)
     assert (refused.returncode, refused.stderr) == (2, "fedsim: --point is 3; allowed: 0 to 2\n")
 

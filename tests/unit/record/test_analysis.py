@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.analysis.plots import plot_run
-from fedsim.analysis.tables import compare, comparison_table, summary_table
+from fedsim.analysis.tables import compare, comparison_json, comparison_table, summary_table
 from fedsim.analysis.workers import worker_use
 from fedsim.errors import RecordError
 from fedsim.record.reader import Run, open_run
@@ -76,6 +76,18 @@ def test_another_configuration_is_another_row(records: Any, monkeypatch: pytest.
     rows = compare(runs)
     assert [row.seeds for row in rows] == [(1,), (2,)]
     assert math.isnan(rows[0].values["loss"].deviation)
+    assert [row.differs for row in rows] == [{"data.seed": "fixed"}, {"data.seed": "free"}]
+    assert "data.seed" in printed(comparison_table(rows)) and "free" in printed(comparison_table(rows))
+
+
+def test_a_comparison_as_json(records: Any) -> None:
+    runs = runs_of(records, 1, 3)
+    (row,) = comparison_json(compare(runs))
+    assert row["seeds"] == [1, 3] and row["runs"] == [str(run.path) for run in runs] and row["differs"] == {}
+    loss = row["values"]["loss"]
+    assert (loss["mean"], loss["n_runs"]) == (0.75, 2) and loss["deviation"] == pytest.approx(0.125 * math.sqrt(2.0))
+    (alone,) = comparison_json(compare(runs[:1]))
+    assert alone["values"]["loss"] == {"mean": 0.625, "deviation": None, "n_runs": 1}
 
 
 def test_the_use_of_workers_is_added_over_attempts(records: Any) -> None:

@@ -23,7 +23,14 @@ _ONE_BY_ONE = {"schedule": {"policy": "sync", "cohort": 1, "selection": "cyclic"
 _OF_FIVE = {"schedule": {"policy": "sync", "cohort": 5}}
 _ROUND: dict[str, Any] = {
     "seed": 5,
-    "data": {"dataset": "synthetic-leaf", "clients": 9, "features": 9, "classes": 3, "max_samples": 60},
+    "data": {
+        "dataset": "synthetic-leaf",
+        "clients": 9,
+        "features": 9,
+        "classes": 3,
+        "min_samples": 20,
+        "max_samples": 90,
+    },
     "devices": {"compute": {"time": {"law": "exponential", "mean": 1.0}}, "loss_probability": 0.1},
     "model": {"kind": "logistic"},
     "training": {"optimizer": {"kind": "sgd", "learning_rate": 0.05}, "batch_size": 8, "epochs": 1},

@@ -50,6 +50,7 @@ class Purpose(IntEnum):
     DROPOUT = 16
     INJECTION = 17
     GUIDED_SELECTION = 18  # explore or exploit, and a round's tier
+    COMPRESSION = 19  # values rounded at random on their way up
 
 
 def _mix64(z: int) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Row = NDArray[Any]  # an update as it travels: float32 (P,), or the bytes of an encoded one
 Targets = Literal["classes", "values", "survival"]  # what the samples of a data set are labelled with
 
 

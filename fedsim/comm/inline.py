@@ -8,7 +8,7 @@ from functools import partial
 
 from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, Trained, WorkerCore
 from fedsim.errors import FedsimError
-from fedsim.types import Float32
+from fedsim.types import Float32, Row
 
 
 class _LeftOff(BaseException):
@@ -35,9 +35,7 @@ class InlineTransport:
     def rank(self, worker: int) -> int:
         return 0
 
-    def send(
-        self, worker: int, command: Command, versions: Sequence[Float32], states_nS: Float32 | None = None
-    ) -> None:
+    def send(self, worker: int, command: Command, versions: Sequence[Row], states_nS: Float32 | None = None) -> None:
         core = self._worker
         core.forget(command.forget)
         core.drop(command.drop)

@@ -29,6 +29,7 @@ from fedsim.comm.transport import (
     Counters,
     Delivered,
     Evaluated,
+    Lengths,
     Lost,
     Message,
     Summed,
@@ -38,7 +39,7 @@ from fedsim.comm.transport import (
     empty_rows,
 )
 from fedsim.errors import FedsimError, LostError, StalledError
-from fedsim.types import Float32
+from fedsim.types import Float32, Row
 
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
@@ -53,20 +54,12 @@ class _Pending(NamedTuple):
     finish: Callable[[Any], Message]
 
 
-class Lengths(NamedTuple):
-    """Floats of what travels: a version with what is sent beside its weights, an update, the state of a client."""
-
-    version: int
-    update: int
-    state: int = 0
-
-
 class _Coming(NamedTuple):
     """Rows on their way to a worker: versions by number, or states by client."""
 
     numbers: Sequence[int]
     requests: list[MPI.Request]
-    rows: Float32
+    rows: Row
     is_state: bool
 
 
@@ -152,9 +145,7 @@ class MpiTransport:
     def rank(self, worker: int) -> int:
         return worker + 1
 
-    def send(
-        self, worker: int, command: Command, versions: Sequence[Float32], states_nS: Float32 | None = None
-    ) -> None:
+    def send(self, worker: int, command: Command, versions: Sequence[Row], states_nS: Float32 | None = None) -> None:
         if worker in self._dead:
             return
         try:
@@ -163,7 +154,7 @@ class MpiTransport:
             if not is_death(error):
                 raise
 
-    def _send(self, worker: int, data: wire.Bytes, versions: Sequence[Float32], states_nS: Float32 | None) -> None:
+    def _send(self, worker: int, data: wire.Bytes, versions: Sequence[Row], states_nS: Float32 | None) -> None:
         rank, outbox = worker + 1, self._outboxes[worker]
         outbox.put([self._channels.commands.Isend(data, dest=rank)], data)
         start = 0
@@ -230,11 +221,11 @@ class MpiTransport:
             self._await_trained(worker, body, messages)
         elif kind == wire.DELIVERED:
             tasks = body.view("<i8").tolist()
-            self._await_rows(worker, (n, self._lengths.update), lambda rows: Delivered(worker, tasks, rows))
+            self._await_updates(worker, n, lambda rows: Delivered(worker, tasks, rows))
         elif kind == wire.COLLECTED:
             clients, is_last = body.view("<i8").tolist(), bool(version)
-            shape = (n, self._lengths.state)
-            self._await_rows(worker, shape, lambda rows: Collected(worker, clients, rows, is_last))
+            states = empty_rows(n, self._lengths.state)
+            self._await_rows(worker, states, lambda rows: Collected(worker, clients, rows, is_last))
         elif kind == wire.SUMMED:
             self._await_sum(worker)
         elif kind == wire.EVALUATED:
@@ -247,13 +238,14 @@ class MpiTransport:
         reports, sent = wire.decode_trained(worker, worker + 1, body)
         n_sent = sum(sent)
         if n_sent:
-            shape = (n_sent, self._lengths.update)
-            self._await_rows(worker, shape, lambda rows: Trained(worker, reports, sent, rows))
+            self._await_updates(worker, n_sent, lambda rows: Trained(worker, reports, sent, rows))
         else:
             messages.append(Trained(worker, reports, sent, empty_rows(0, self._lengths.update)))
 
-    def _await_rows(self, worker: int, shape: tuple[int, int], finish: Callable[[Any], Message]) -> None:
-        rows = empty_rows(*shape)
+    def _await_updates(self, worker: int, n: int, finish: Callable[[Any], Message]) -> None:
+        self._await_rows(worker, empty_rows(n, self._lengths.update, self._lengths.update_type), finish)
+
+    def _await_rows(self, worker: int, rows: Row, finish: Callable[[Any], Message]) -> None:
         requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1, self._channels.piece)
         self._pending.append(_Pending(worker, requests, rows, finish))
 
@@ -384,17 +376,17 @@ class WorkerChannel:
             self._core.before_versions()
         start = 0
         for n in bundles(len(command.coming), self._lengths.version):
-            self._expect(command.coming[start : start + n], self._lengths.version, is_state=False)
+            rows = empty_rows(n, self._lengths.version, self._lengths.version_type)
+            self._expect(command.coming[start : start + n], rows, is_state=False)
             start += n
         if command.adopt:
-            self._expect(command.adopt, self._lengths.state, is_state=True)
+            self._expect(command.adopt, empty_rows(len(command.adopt), self._lengths.state), is_state=True)
         if command.fetch:
             self._jobs.appendleft(Command(fetch=command.fetch))
         if command.tasks or command.evaluate != NO_VERSION or command.settles or command.collect:
             self._jobs.append(command._replace(fetch=()))  # those go first
 
-    def _expect(self, numbers: Sequence[int], length: int, is_state: bool) -> None:
-        rows = empty_rows(len(numbers), length)
+    def _expect(self, numbers: Sequence[int], rows: Row, is_state: bool) -> None:
         requests = _irecv(self._channels.versions, rows.reshape(-1), 0, self._channels.piece)
         self._coming.append(_Coming(numbers, requests, rows, is_state))
         self._core.counters.received_bytes += rows.nbytes

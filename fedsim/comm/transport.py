@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from fedsim.types import EvaluationRow, Float32, Int64, Task, TaskReport
+from fedsim.types import EvaluationRow, Float32, Int64, Row, Task, TaskReport
 
 NO_VERSION = -1
 
@@ -73,7 +74,8 @@ N_COUNTERS = len(Counters.__slots__)
 
 
 class Trained(NamedTuple):
-    """A group is trained. `rows` (n_sent, P) holds the updates of those reports whose `sent` is true, in order.
+    """A group is trained. `rows` (n_sent, P) holds the updates of those reports whose `sent` is true, in order; their
+    bytes, if they travel encoded.
 
     `failed` are the tasks whose training failed; a transport hands them over as messages of their own, before this one.
     """
@@ -81,16 +83,16 @@ class Trained(NamedTuple):
     worker: int
     reports: Sequence[TaskReport]
     sent: Sequence[bool]
-    rows: Float32
+    rows: Row
     failed: Sequence[Failed] = ()
 
 
 class Delivered(NamedTuple):
-    """Fetched updates: `rows` (n, P), a row a task."""
+    """Fetched updates: `rows` (n, P), or their bytes, a row a task."""
 
     worker: int
     tasks: Sequence[int]
-    rows: Float32
+    rows: Row
 
 
 class Evaluated(NamedTuple):
@@ -140,6 +142,19 @@ class Collected(NamedTuple):
 Message = Trained | Delivered | Evaluated | Collected | Summed | Failed | Lost
 
 
+class Lengths(NamedTuple):
+    """Elements of what travels: a version with what is sent beside its weights, an update, the state of a client.
+
+    All are float32 where no other type is given.
+    """
+
+    version: int
+    update: int
+    state: int = 0
+    version_type: DTypeLike = np.float32
+    update_type: DTypeLike = np.float32
+
+
 class Transport(Protocol):
     """The server's end. Worker indices run from 0 to `n_workers` - 1."""
 
@@ -148,9 +163,7 @@ class Transport(Protocol):
     def rank(self, worker: int) -> int:
         """The rank that the record names for a worker."""
 
-    def send(
-        self, worker: int, command: Command, versions: Sequence[Float32], states_nS: Float32 | None = None
-    ) -> None:
+    def send(self, worker: int, command: Command, versions: Sequence[Row], states_nS: Float32 | None = None) -> None:
         """Sends a command, the versions it announces as coming and the states to adopt; returns at once."""
 
     def poll(self) -> Sequence[Message]:
@@ -194,7 +207,7 @@ class WorkerCore(Protocol):
 
     def before_versions(self) -> None: ...
 
-    def learn(self, version: int, vector_P: Float32) -> None: ...
+    def learn(self, version: int, vector_P: Row) -> None: ...
 
     def forget(self, versions: Sequence[int]) -> None: ...
 
@@ -248,6 +261,6 @@ class Backoff:
         return min(max(sleep_s, self._floor_s), self._cap_s)
 
 
-def empty_rows(n: int, n_parameters: int) -> Float32:
-    """Uninitialised room for `n` flat vectors: (n, P) float32."""
-    return np.empty((n, n_parameters), dtype=np.float32)
+def empty_rows(n: int, n_parameters: int, dtype: DTypeLike = np.float32) -> Row:
+    """Uninitialised room for `n` flat vectors: (n, P), float32 if nothing else is said."""
+    return np.empty((n, n_parameters), dtype=dtype)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from fedsim.config.aggregation import AggregationConfig
 from fedsim.config.base import Bytes, Count, CountOrZero, PositiveSeconds, Section
+from fedsim.config.compression import CompressionConfig
 from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
 from fedsim.config.devices import DevicesConfig
 from fedsim.config.models import ModelConfig
@@ -137,6 +138,7 @@ class RunConfig(Section):
     on_client_error: Literal["fail", "drop", "retry"] = "fail"
     retry: RetryConfig = RetryConfig()
     reduce: ReduceConfig | None = None
+    compression: CompressionConfig = CompressionConfig()
     memory: MemoryConfig = MemoryConfig()
     record: RecordConfig = RecordConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -176,6 +178,11 @@ class RunConfig(Section):
             raise ValueError("reduce: without training there is nothing to sum; it must be left out")
         if self.drops_updates:
             raise ValueError("reduce: what is dropped cannot be taken out of a sum; allowed: on_client_error: fail")
+        if self.compression.updates.kind != "none":
+            raise ValueError(
+                "reduce: workers send sums and no updates, so there is none to compress; allowed: compression.updates "
+                f"none, got {self.compression.updates.kind}, or no reduce"
+            )
 
     def _check_alone(self) -> None:
         if self.clock == "wall":

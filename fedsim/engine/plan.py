@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim import aggregation, models, population
+from fedsim import aggregation, compression, models, population
 from fedsim.aggregation import Facts
+from fedsim.compression import Codec
 from fedsim.config import (
     AsyncSchedule,
     BufferedSchedule,
@@ -40,6 +41,7 @@ from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.tiers import tiers
 from fedsim.training import plan as training_plan
 from fedsim.training.clients import Method, methods_of, n_state_values
+from fedsim.training.clients.coding import coding_of
 from fedsim.training.clients.methods import WayOfTheModel
 from fedsim.training.local import local_training
 from fedsim.types import Float32, Int64
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     import torch
 
     from fedsim.aggregation import Rule
+    from fedsim.training.objectives import TaskLoss
 
 _N_GROUPS = 2  # at a worker: one training, one waiting
 
@@ -73,6 +76,7 @@ class Plan:
     bounds: Bounds
     has_tests: bool
     methods: tuple[Method, ...] = ()
+    codec: Codec | None = None
 
     @property
     def n_state_values(self) -> int:
@@ -83,6 +87,16 @@ class Plan:
     def n_version_values(self) -> int:
         """Floats of a version as it is sent."""
         return (1 + self.rule.n_extras) * self.layout.n_parameters
+
+    @property
+    def update_bytes(self) -> int:
+        """Bytes of an update as it travels."""
+        return 4 * self.layout.n_parameters if self.codec is None else self.codec.n_bytes
+
+    @property
+    def version_bytes(self) -> int:
+        """Bytes of a version as it travels."""
+        return (4 if self.config.compression.versions == "float32" else 2) * self.n_version_values
 
     @property
     def is_personal(self) -> bool:
@@ -125,6 +139,7 @@ class Plan:
             ("schedule", f"{config.schedule.policy}: {self.concurrency:,} tasks in flight at most"),
             ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}; {self._keeps_text()}"),
             *self._sums(),
+            *self._compression(),
             ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
@@ -206,10 +221,11 @@ class Plan:
         clients = np.arange(self.population.n_clients) if self.members is None else self.members
         sizes = self.population.n_samples(_thinned(clients))
         sample_bytes = 4 * math.prod(shape) + 8
+        held, row_bytes = min(self.bounds.worker_rows, self.concurrency), 4 * self.layout.n_parameters
         most = worker_bytes(
             config, self.module, shape, group,
             n_versions=self.bounds.worker_versions,
-            n_results=min(self.bounds.worker_rows, self.concurrency) + _N_GROUPS * self.group_size,
+            n_results=math.ceil(held * self.update_bytes / row_bytes) + _N_GROUPS * self.group_size,
             data_bytes=math.ceil(sizes.mean() * clients.size) * sample_bytes,
             group_data_bytes=self.group_size * int(sizes.max()) * sample_bytes,
         )  # fmt: skip
@@ -226,8 +242,18 @@ class Plan:
             return []
         return [("sums", f"made by workers: {8 * self.layout.n_parameters:,} bytes a worker and version to rank zero")]
 
+    def _compression(self) -> list[tuple[str, str]]:
+        """Bytes as they travel, where they are fewer than float32 takes."""
+        chosen = self.config.compression
+        texts = []
+        if self.codec is not None:
+            texts.append(f"an update {self.update_bytes:,} bytes ({chosen.updates.kind})")
+        if chosen.versions != "float32":
+            texts.append(f"a version {self.version_bytes:,} bytes ({chosen.versions})")
+        return [("compression", ", ".join(texts))] if texts else []
+
     def _room_text(self) -> str:
-        rows, n_bytes = self.bounds, 4 * self.layout.n_parameters
+        rows, n_bytes = self.bounds, self.update_bytes
         return (
             f"rank zero {rows.server_rows * n_bytes:,} bytes for {rows.server_rows:,} updates; a worker "
             f"{rows.worker_rows * n_bytes:,} bytes for {rows.worker_rows:,} results and as much as "
@@ -249,8 +275,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         ConfigError: the combination cannot run.
         DataError: the data cannot be used.
     """
-    from fedsim.training.choice import choose_path  # loads torch
-    from fedsim.training.objectives import loss_kind, loss_of
+    from fedsim.training.objectives import loss_kind, loss_of  # loads torch
 
     people = population.build(config, base_dir)
     members = _members(config, people)
@@ -261,21 +286,21 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     kind = loss_kind(config, people)
     module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed, kind)
     layout = Layout.of(module)
-    n_bytes = 4 * layout.n_parameters
-    n_down = (1 + aggregation.n_extras(config.aggregation)) * n_bytes
+    n_extras = aggregation.n_extras(config.aggregation)
+    codec = compression.build(config.compression.updates, layout.n_parameters)
+    _check_compression(config, codec, layout.n_parameters, n_extras)
+    update_bytes = 4 * layout.n_parameters if codec is None else codec.n_bytes
+    version_values = (1 + n_extras) * layout.n_parameters
     devices = None
     if config.clock == "virtual":
-        devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, n_bytes)
+        n_down = (4 if config.compression.versions == "float32" else 2) * version_values
+        devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, update_bytes)
         _check_time(config, devices)
     rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
-    methods = methods_of(config, layout)
+    methods = (*methods_of(config, layout), *coding_of(config, codec, rule.payload))
     _check_methods(config, people, methods)
-    if config.training.path == "none":
-        path, group_size, reason = "none", 1, "nothing is trained"
-    else:
-        local = config.model_copy(update={"training": local_training(config)})
-        has_linear = any(method.has_linear for method in methods)
-        path, group_size, reason = choose_path(local, module, people.sample_shape, loss, has_linear)
+    has_linear = any(method.has_linear for method in methods)
+    path, group_size, reason = _path(config, module, people, loss, has_linear)
     made = Plan(
         config=config,
         base_dir=base_dir,
@@ -291,13 +316,41 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         group_size=group_size,
         path_reason=reason,
         metric_names=loss.metric_names,
-        bounds=_bounds(config, n_bytes, n_down, group_size),
+        bounds=_bounds(config, update_bytes, 4 * version_values, group_size),
         has_tests=_has_tests(config, people),
         methods=methods,
+        codec=codec,
     )
     _check_alone(made)
     _check_reduce(made)
     return made
+
+
+def _path(
+    config: RunConfig, module: torch.nn.Module, people: population.Population, loss: TaskLoss, has_linear: bool
+) -> tuple[str, int, str]:
+    """The training path, the group size, and why."""
+    from fedsim.training.choice import choose_path  # loads torch
+
+    if config.training.path == "none":
+        return "none", 1, "nothing is trained"
+    local = config.model_copy(update={"training": local_training(config)})
+    return choose_path(local, module, people.sample_shape, loss, has_linear)
+
+
+def _check_compression(config: RunConfig, codec: Codec | None, n_parameters: int, n_extras: int) -> None:
+    """Refuses what would not make messages shorter, or would change what a rule believes to have sent."""
+    kind, versions = config.compression.updates.kind, config.compression.versions
+    if codec is not None and codec.n_bytes >= 4 * n_parameters:
+        raise ConfigError(
+            f"compression.updates {kind}: {codec.n_bytes:,} bytes an update of {n_parameters:,} parameters, and "
+            f"{4 * n_parameters:,} without it; allowed: none, or another kind"
+        )
+    if versions != "float32" and n_extras:
+        raise ConfigError(
+            f"compression.versions {versions}: rule {config.aggregation.rule} sends more than weights, and reckons "
+            "with what it sent; allowed: float32"
+        )
 
 
 def _check_alone(made: Plan) -> None:

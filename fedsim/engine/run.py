@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -32,7 +33,8 @@ from fedsim.engine.settling import Settling
 from fedsim.engine.summing import Summing
 from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
-from fedsim.engine.versions import VersionStore
+from fedsim.engine.unpacking import Unpacking, lengths_of
+from fedsim.engine.versions import VersionStore, received
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.watchdog import Watch
 from fedsim.engine.worker import Worker
@@ -329,10 +331,10 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
         worker = _worker(made, here, 1, 0, clock)
         transport: Transport = InlineTransport(worker, caller.stop_requested, watch.beat)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
-    from fedsim.comm.mpi import Channels, Lengths, MpiTransport, WorkerChannel
+    from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
 
     channels = Channels.open(caller.world.comm)
-    lengths = Lengths(made.n_version_values, made.layout.n_parameters, made.n_state_values)
+    lengths = lengths_of(made)
     if caller.world.rank == 0:
         transport = MpiTransport(channels, lengths, made.metric_names)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
@@ -382,6 +384,8 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
         n_workers=max(1, len(here.statements) - 1),
         states=states,
         sums_in=None if summing is None else FixedSum(made.layout.n_parameters, summing.scale),
+        encoded_bytes=None if made.codec is None else made.codec.n_bytes,
+        receive=partial(received, form=config.compression.versions),
     )
 
 
@@ -526,7 +530,9 @@ def _server(
     watch: Watch,
 ) -> tuple[Server, Vitals, Checkpoints]:
     config, record, recorded = made.config, begun.record, attempt.recorded
-    versions = VersionStore(made.n_version_values, config.memory.server_versions_bytes, attempt.folder)
+    versions = VersionStore(
+        made.n_version_values, config.memory.server_versions_bytes, attempt.folder, config.compression.versions
+    )
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
     replays = recorded is not None or (begun.resumption is not None and begun.resumption.recorded is not None)
     bounds = replace(made.bounds, reserve=1) if replays else made.bounds
@@ -562,6 +568,7 @@ def _server(
         stop_requested=caller.stop_requested,
         watchers=(vitals, watch.seen, *caller.watchers),
         keeper=keeper if recorded is None else None,
+        unpacking=None if made.codec is None else Unpacking(made.codec, made.rule.payload == "model"),
     )
     return server, vitals, keeper
 

@@ -26,6 +26,7 @@ from fedsim.engine.summing import Summing
 from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
 from fedsim.engine.taskrows import applied_row, ended_row
+from fedsim.engine.unpacking import Unpacking
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
@@ -155,6 +156,7 @@ class Server:
         stop_requested: Callable[[], bool],
         watchers: Sequence[Watcher],
         keeper: Keeper | None = None,
+        unpacking: Unpacking | None = None,
     ) -> None:
         self._stop = config.stop
         self._on_wall = config.clock == "wall"
@@ -176,6 +178,8 @@ class Server:
         self._made_P: Float32 | None = None  # a version on its way from its last update to `_put_out`
         self._left: _Left | None = None
         self._keeper = keeper
+        self._unpacking = unpacking
+        self._needs_base = rule.needs_base or (unpacking is not None and unpacking.needs_base)
         self._finished = False
         self._begun = False
         self._tail: Tail | None = None
@@ -487,8 +491,10 @@ class Server:
 
     def _consume(self, task: Task, *, is_last: bool) -> None:
         """Hands an update to the rule and records it; the last one of a version completes that."""
-        base_P = self._versions.get(task.base_version) if self._rule.needs_base else None  # may go with the update
+        base_P = self._versions.get(task.base_version) if self._needs_base else None  # may go with the update
         update, item = self._supply.take(task.task)
+        if self._unpacking is not None:
+            update = update._replace(vector_P=self._unpacking.vector(update.vector_P, base_P))
         met_version = self.pulse.version
         staleness = met_version - task.base_version
         arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s

@@ -417,7 +417,7 @@ class Supply:
         self._post(item.worker, Command(drop=(item.task.task,)))
 
     def _post(self, worker: int, command: Command, states_nS: Float32 | None = None) -> None:
-        vectors = [self._versions.get(version) for version in command.coming]
+        vectors = [self._versions.as_sent(version) for version in command.coming]
         if self._settling is not None:
             *before, command = self._settling.told(worker, command)
             for first in before:  # more than one command holds

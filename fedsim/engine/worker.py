@@ -19,7 +19,8 @@ from fedsim.comm.faults import Trouble
 from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Summed, Trained, empty_rows
 from fedsim.comm.wire import MAX_TASKS
 from fedsim.errors import FedsimError
-from fedsim.types import EvaluationRow, Float32, Task, TaskReport
+from fedsim.training.clients.coding import encoded
+from fedsim.types import EvaluationRow, Float32, Row, Task, TaskReport
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MEASURE_EVERY_S = 0.5  # asking the system costs as much as training a small model
@@ -70,7 +71,11 @@ class Worker:
         n_workers: int = 1,
         states: States | None = None,
         sums_in: FixedSum | None = None,
+        encoded_bytes: int | None = None,
+        receive: Callable[[Row], Float32] = lambda vector_P: vector_P,
     ) -> None:
+        """`encoded_bytes` of a row are what its clients have left there to travel, None: all of it; `receive` makes
+        float32 of a version as it travels."""
         self._index = index
         self._host = host
         self._n_parameters = n_parameters
@@ -81,8 +86,10 @@ class Worker:
         self._n_workers = n_workers
         self._states = states
         self._sum = sums_in
+        self._encoded_bytes = encoded_bytes
+        self._receive = receive
         self._versions: dict[int, Float32] = {}
-        self._held: dict[int, Float32] = {}
+        self._held: dict[int, Row] = {}
         self._measured_s = -math.inf
         self.counters = Counters()
 
@@ -103,17 +110,18 @@ class Worker:
             tasks = [tasks[row] for row in kept]
         elif failed:
             out_GP, send, tasks = out_GP[:0], (), ()
+        rows = out_GP if self._encoded_bytes is None else encoded(out_GP, self._encoded_bytes)
         counters = self.counters
         counters.busy_s += self._clock() - start_s
         counters.n_tasks += len(tasks)
         counters.n_groups += 1
         self._measure()
         if all(send):
-            return Trained(self._index, reports, send, out_GP, failed)
-        for task, sent, row_P in zip(tasks, send, out_GP, strict=True):
+            return Trained(self._index, reports, send, rows, failed)
+        for task, sent, row in zip(tasks, send, rows, strict=True):
             if not sent:
-                self._held[task.task] = row_P.copy()
-        return Trained(self._index, reports, send, out_GP[np.array(send, dtype=bool)], failed)
+                self._held[task.task] = row.copy()
+        return Trained(self._index, reports, send, rows[np.array(send, dtype=bool)], failed)
 
     def _one_by_one(
         self, tasks: Sequence[Task], out_GP: Float32, progress: Callable[[], None], failed: list[Failed]
@@ -161,9 +169,9 @@ class Worker:
         assert self._sum is not None
         return Summed(self._index, self._sum.take())
 
-    def learn(self, version: int, vector_P: Float32) -> None:
-        """Keeps a version, shape (P,), until told to forget it."""
-        self._versions[version] = vector_P
+    def learn(self, version: int, vector_P: Row) -> None:
+        """Keeps a version, shape (P,) as it travels, until told to forget it."""
+        self._versions[version] = self._receive(vector_P)
 
     def forget(self, versions: Sequence[int]) -> None:
         """Lets versions go."""

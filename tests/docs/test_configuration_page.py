@@ -44,6 +44,8 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "stop": (config.StopConfig, None),
     "stop.target": (config.TargetConfig, None),
     "reduce": (config.ReduceConfig, None),
+    "compression": (config.CompressionConfig, None),
+    "compression.updates": (config.UpdateCompression, "kind"),
     "memory": (config.MemoryConfig, None),
     "record": (config.RecordConfig, None),
     "retry": (config.RetryConfig, None),

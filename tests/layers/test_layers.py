@@ -31,6 +31,7 @@ LEVELS = {
     "yamltree": 0,
     "population": 1,
     "models": 1,
+    "compression": 1,
     "schedule": 2,
     "training": 2,
     "aggregation": 2,

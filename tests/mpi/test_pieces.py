@@ -11,8 +11,8 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from mpi4py import MPI
-from fedsim.comm.mpi import Channels, Lengths, MpiTransport, WorkerChannel
-from fedsim.comm.transport import Command, Counters, Trained
+from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+from fedsim.comm.transport import Command, Counters, Lengths, Trained
 from fedsim.types import Task, TaskReport
 
 N, PIECE = 1000, int(sys.argv[1])

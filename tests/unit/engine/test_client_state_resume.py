@@ -39,13 +39,16 @@ class After:
         return self._n_left < 0
 
 
-@pytest.mark.parametrize("rule", ["scaffold", "feddyn"])
+TOP_K = ("compression.updates={kind: top-k, fraction: 0.1}", "compression.versions=float16")
+
+
+@pytest.mark.parametrize(("rule", "sets"), [("scaffold", ()), ("feddyn", ()), ("fedavg", TOP_K)])
 @pytest.mark.parametrize("n_asked", [40, 90])
-def test_the_bits_of_the_undisturbed_run(rule: str, n_asked: int, tmp_path: Path) -> None:
+def test_the_bits_of_the_undisturbed_run(rule: str, sets: tuple[str, ...], n_asked: int, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG % rule)
-    run_file(path, (), tmp_path / "whole", Caller(ALONE))
-    ending = run_file(path, (), tmp_path / "cut", Caller(ALONE, stop_requested=After(n_asked)))
+    run_file(path, sets, tmp_path / "whole", Caller(ALONE))
+    ending = run_file(path, sets, tmp_path / "cut", Caller(ALONE, stop_requested=After(n_asked)))
     assert ending is not None and ending.status == "stopped"
     stopped_at = open_run(tmp_path / "cut").n_rows("versions")
     assert 0 < stopped_at < 30

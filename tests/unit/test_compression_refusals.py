@@ -1,0 +1,70 @@
+"""What compression cannot be combined with, and what it says of itself before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim import configfile
+from fedsim.engine.plan import Plan, plan
+from fedsim.engine.versions import VersionStore
+from fedsim.errors import ConfigError
+
+CONFIG: dict[str, Any] = {
+    "name": "compressed",
+    "data": {"dataset": "synthetic-leaf", "clients": 6, "features": 9, "classes": 3, "max_samples": 60},
+    "model": {"kind": "logistic"},  # 30 parameters
+    "training": {"optimizer": {"kind": "sgd", "learning_rate": 0.05}, "batch_size": 8, "steps": 5},
+    "schedule": {"policy": "sync", "cohort": 4},
+    "aggregation": {"rule": "fedavg"},
+    "stop": {"versions": 2},
+}
+
+
+def planned(**sections: Any) -> Plan:
+    return plan(configfile.from_mapping(CONFIG | sections), Path())
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        (
+            {"compression": {"updates": {"kind": "sign"}}, "reduce": {"at": "workers", "norm_bound": 1.0}},
+            "workers send sums and no updates, so there is none to compress",
+        ),
+        (
+            {"compression": {"versions": "float16"}, "aggregation": {"rule": "scaffold"}},
+            "rule scaffold sends more than weights, and reckons with what it sent; allowed: float32",
+        ),
+        (
+            {"compression": {"updates": {"kind": "top-k", "fraction": 0.99}}},
+            "124 bytes an update of 30 parameters, and 120 without it; allowed: none, or another kind",
+        ),
+        (
+            {"compression": {"updates": {"kind": "top-k"}}, "placement": "dynamic"},
+            "placement: dynamic lets any worker take any client's task, but these clients keep a state",
+        ),
+    ],
+)
+def test_refusals(sections: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        planned(**sections)
+
+
+def test_a_plan_says_how_many_bytes_travel() -> None:
+    lines = dict(
+        planned(compression={"updates": {"kind": "qsgd", "bits": 8, "bucket": 10}, "versions": "float16"}).lines()
+    )
+    assert lines["compression"] == "an update 42 bytes (qsgd), a version 60 bytes (float16)"
+    assert "compression" not in dict(planned().lines())
+
+
+def test_a_version_beyond_float16_ends_the_run_with_a_line() -> None:
+    store = VersionStore(2, 10**6, None, "float16")
+    with pytest.raises(
+        ConfigError, match=r"versions: version 3: 70000 is beyond float16, which ends at 65,504; allowed"
+    ):
+        store.add(3, np.array([1.0, 7e4], np.float32))

@@ -51,6 +51,8 @@ class Purpose(IntEnum):
     INJECTION = 17
     GUIDED_SELECTION = 18  # explore or exploit, and a round's tier
     COMPRESSION = 19  # values rounded at random on their way up
+    ATTACKERS = 40
+    ATTACK_NOISE = 41
 
 
 def _mix64(z: int) -> int:

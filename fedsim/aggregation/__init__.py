@@ -22,6 +22,7 @@ from fedsim.aggregation.fednova import FedNova
 from fedsim.aggregation.fedopt import FedAvgM, FedOpt
 from fedsim.aggregation.kasync import KAsync
 from fedsim.aggregation.localmodels import AsoFed, FedAt, FedFa, Safa
+from fedsim.aggregation.marked import Marked
 from fedsim.aggregation.pisces import Pisces
 from fedsim.aggregation.qfedavg import QFedAvg
 from fedsim.aggregation.robust import Krum, Median, NormBound, TrimmedMean
@@ -29,7 +30,7 @@ from fedsim.aggregation.rule import ALONE, Arrival, Facts, Keeps, Rule
 from fedsim.aggregation.scaffold import Scaffold
 from fedsim.aggregation.similarity import Kafl, Port, Wkafl
 
-__all__ = ["Arrival", "Diagnostics", "Facts", "Keeps", "Rule", "ServerState", "build", "published"]
+__all__ = ["Arrival", "Diagnostics", "Facts", "Keeps", "Marked", "Rule", "ServerState", "build", "published"]
 
 # Each rule's configuration, and the rule: made of it alone, or of it and the federation's facts.
 _PLAIN: dict[type, Callable[[Any], Rule]] = {

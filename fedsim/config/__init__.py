@@ -27,6 +27,7 @@ from fedsim.config.asynchronous import (
     SafaRule,
     WkaflRule,
 )
+from fedsim.config.attack import AttackConfig, GaussianAttack, LabelFlip, ScaledAttack, SignFlip
 from fedsim.config.base import (
     Bytes,
     Classes,
@@ -155,6 +156,7 @@ __all__ = [
     "AsoFedRule",
     "AsyncFedEdRule",
     "AsyncSchedule",
+    "AttackConfig",
     "AvailabilityConfig",
     "BufferedSchedule",
     "Bytes",
@@ -193,6 +195,7 @@ __all__ = [
     "FedNovaRule",
     "FedYogiRule",
     "Fraction",
+    "GaussianAttack",
     "HalfCompression",
     "HalfForm",
     "Hdf5Data",
@@ -204,6 +207,7 @@ __all__ = [
     "KAsyncSchedule",
     "KaflRule",
     "KrumRule",
+    "LabelFlip",
     "LawConfig",
     "LinkConfig",
     "LogisticModel",
@@ -248,6 +252,7 @@ __all__ = [
     "SafaRule",
     "SafaSchedule",
     "ScaffoldRule",
+    "ScaledAttack",
     "ScheduleConfig",
     "Seconds",
     "Section",
@@ -256,6 +261,7 @@ __all__ = [
     "ShardsPartition",
     "ShiftedExponentialLaw",
     "SignCompression",
+    "SignFlip",
     "StalenessConfig",
     "StopConfig",
     "SyncSchedule",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config.aggregation import AggregationConfig
+from fedsim.config.attack import AttackConfig
 from fedsim.config.base import Bytes, Count, CountOrZero, PositiveSeconds, Section
 from fedsim.config.compression import CompressionConfig
 from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
@@ -127,6 +128,7 @@ class RunConfig(Section):
     training: TrainingConfig
     schedule: ScheduleConfig
     aggregation: AggregationConfig
+    attack: AttackConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     stop: StopConfig
     placement: Literal["home", "balanced", "dynamic"] = "home"
@@ -187,6 +189,8 @@ class RunConfig(Section):
     def _check_alone(self) -> None:
         if self.clock == "wall":
             raise ValueError("training.path none runs the schedule alone: it needs clock: virtual, got wall")
+        if self.attack is not None:
+            raise ValueError("attack changes what clients train, and with training.path none nothing is trained")
         if self.stop.target is not None:
             raise ValueError("stop.target reads evaluations, and with training.path none nothing is evaluated")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedsim import configfile
+from fedsim.aggregation.marked import ATTACKED
 from fedsim.engine import resume
 from fedsim.engine.agreement import Statement
 from fedsim.engine.launching import World
@@ -16,11 +18,13 @@ from fedsim.engine.plan import Plan
 from fedsim.engine.resume import Found, Resumption
 from fedsim.engine.server import Pulse
 from fedsim.record import provenance
-from fedsim.record.provenance import Provenance, RankPlace, RunFacts
+from fedsim.record.provenance import Attribute, Provenance, RankPlace, RunFacts
 from fedsim.record.schema import RecordPlan, RunTotals, scalar_column
 
 if TYPE_CHECKING:
     from fedsim.engine.run import Caller
+
+_MOST_LISTED = 5000
 
 
 def record_plan(made: Plan, resumption: Resumption | None) -> RecordPlan:
@@ -29,7 +33,10 @@ def record_plan(made: Plan, resumption: Resumption | None) -> RecordPlan:
     n_named = people.n_clients if people.n_clients <= 10_000 else 0
     named = tuple(people.client_name(client) for client in range(n_named))
     plain = tuple(map(str, range(n_named)))
-    scalars = [scalar_column(name, f"{name}, told by rule {made.rule.name}") for name in made.rule.scalar_names]
+    told = {name: f"{name}, told by rule {made.rule.name}" for name in made.rule.scalar_names}
+    if made.attackers is not None:
+        told[ATTACKED] = "1 if an attacker sent the update, else 0; NaN if none was merged"
+    scalars = [scalar_column(name, text) for name, text in told.items()]
     metrics = [scalar_column(name, f"{name} over the test samples") for name in made.metric_names]
     return RecordPlan(
         n_parameters=layout.n_parameters,
@@ -50,11 +57,20 @@ def provenance_of(made: Plan, statements: Sequence[Statement], caller: Caller, f
     collected = provenance.collect(facts, os.environ, made.base_dir)
     attributes = {
         **collected.attributes,
+        **_attack(made),
         "config_folder": str(made.base_dir),
         "path_reason": made.path_reason,
         "environment": resume.environment_text(statements),
     }
     return replace(collected, attributes=attributes)
+
+
+def _attack(made: Plan) -> dict[str, Attribute]:
+    """Who attacked, where anybody did; an attribute has room for so many numbers."""
+    if made.attackers is None:
+        return {}
+    listed = json.dumps(made.attackers.tolist()) if made.attackers.size <= _MOST_LISTED else ""
+    return {"n_attackers": int(made.attackers.size), **({"attackers": listed} if listed else {})}
 
 
 def _facts(made: Plan, statements: Sequence[Statement], caller: Caller) -> RunFacts:

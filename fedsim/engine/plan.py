@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import aggregation, compression, models, population
-from fedsim.aggregation import Facts
+from fedsim.aggregation import Facts, Marked
 from fedsim.compression import Codec
 from fedsim.config import (
     AsyncSchedule,
@@ -33,6 +33,7 @@ from fedsim.configfile import sha256
 from fedsim.engine.items import Bounds
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
+from fedsim.population.attackers import attackers, poisoned
 from fedsim.population.devices import Devices
 from fedsim.schedule.alone import reason_against
 from fedsim.schedule.building import build_policy, build_selection, pace_and_learners
@@ -77,6 +78,7 @@ class Plan:
     has_tests: bool
     methods: tuple[Method, ...] = ()
     codec: Codec | None = None
+    attackers: Int64 | None = None
 
     @property
     def n_state_values(self) -> int:
@@ -140,6 +142,7 @@ class Plan:
             ("rule", f"{config.aggregation.rule}, takes the client's {self.rule.payload}; {self._keeps_text()}"),
             *self._sums(),
             *self._compression(),
+            *([("attackers", self._attackers_text())] if self.attackers is not None else []),
             ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
@@ -237,6 +240,12 @@ class Plan:
             f"{most.libraries:,} for libraries at work"
         )
 
+    def _attackers_text(self) -> str:
+        assert self.attackers is not None and self.config.attack is not None
+        some, n = self.attackers[:20].tolist(), self.attackers.size
+        more = "" if n == len(some) else f" and {n - len(some):,} more"
+        return f"{n:,} of {self.n_eligible:,}, {self.config.attack.kind}: {', '.join(map(str, some))}{more}"
+
     def _sums(self) -> list[tuple[str, str]]:
         if self.config.reduce is None:
             return []
@@ -280,6 +289,8 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     people = population.build(config, base_dir)
     members = _members(config, people)
     n_eligible = people.n_clients if members is None else int(members.size)
+    attacking = attackers(config, np.arange(people.n_clients) if members is None else members)
+    people = poisoned(people, config, attacking)
     _check_schedule(config, n_eligible)
     loss = loss_of(config, people)
     _check_target(config, loss.metric_names)
@@ -297,6 +308,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, update_bytes)
         _check_time(config, devices)
     rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
+    rule = rule if attacking is None else Marked(rule, attacking)
     methods = (*methods_of(config, layout), *coding_of(config, codec, rule.payload))
     _check_methods(config, people, methods)
     has_linear = any(method.has_linear for method in methods)
@@ -320,6 +332,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         has_tests=_has_tests(config, people),
         methods=methods,
         codec=codec,
+        attackers=attacking,
     )
     _check_alone(made)
     _check_reduce(made)

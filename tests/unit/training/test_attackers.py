@@ -1,0 +1,169 @@
+"""Who attacks, and what attackers send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsim
+from fedsim.aggregation import Arrival, Facts, Marked, build
+from fedsim.config import GaussianAttack, RunConfig, ScaledAttack, SignFlip
+from fedsim.engine.plan import plan
+from fedsim.errors import ClientError, ConfigError
+from fedsim.population.attackers import Poisoned, attackers
+from fedsim.training import Payload
+from fedsim.training.attackers import AttackingTrainer, tampered
+from fedsim.types import Float32, Task, TaskReport, Update
+
+Make = Callable[..., Any]
+EVERYBODY = np.arange(20)
+SIGN = {"kind": "sign-flip", "fraction": 0.3}
+
+
+class Fixed:
+    """A trainer whose tasks all come to the same rows: local models or differences."""
+
+    path, group_size = "fixed", 2
+
+    def __init__(self, row_P: Float32) -> None:
+        self._row_P = row_P
+
+    def train(
+        self,
+        tasks: Sequence[Task],
+        base_of: Callable[[int], Float32],
+        out_GP: Float32,
+        progress: Callable[[], None],
+        linear_GP: Float32 | None = None,
+    ) -> list[TaskReport]:
+        out_GP[:] = self._row_P
+        return [TaskReport(task.task, 1, 5, 1, 0.5, 0.4, 3.0, 0.0) for task in tasks]
+
+
+def test_a_fraction_is_a_fixed_number_of_clients(make_config: Make) -> None:
+    config = make_config(attack=SIGN)
+    found = attackers(config, EVERYBODY)
+    assert found is not None and found.size == 6 and np.array_equal(found, np.unique(found))
+    other = attackers(config.model_copy(update={"seed": 8}), EVERYBODY)
+    assert other is not None and other.size == 6 and not np.array_equal(found, other)
+    some = attackers(config, EVERYBODY[::2])  # of those with data alone
+    assert some is not None and some.size == 3 and set(some.tolist()) <= set(range(0, 20, 2))
+    assert attackers(make_config(), EVERYBODY) is None
+
+
+def test_attackers_can_be_named(make_config: Make) -> None:
+    found = attackers(make_config(attack={"kind": "scaled", "clients": [7, 3, 7]}), EVERYBODY)
+    assert found is not None and found.tolist() == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ({"kind": "sign-flip", "clients": [20]}, "client 20 is none of the 20 clients with data"),
+        ({"kind": "sign-flip", "fraction": 0.01}, "0.01 of 20 clients with data is nobody"),
+    ],
+)
+def test_nobody_is_refused(attack: dict[str, Any], words: str, make_config: Make) -> None:
+    with pytest.raises(ConfigError, match=words):
+        attackers(make_config(attack=attack), EVERYBODY)
+
+
+def test_refused_together(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exactly one of fraction and clients"):
+        make_config(attack={"kind": "gaussian"})
+    with pytest.raises(ValueError, match="exactly one of fraction and clients"):
+        make_config(attack={"kind": "gaussian", "fraction": 0.5, "clients": [1]})
+    with pytest.raises(ValueError, match="nothing is trained"):
+        make_config(attack=SIGN, training={"path": "none"})
+    (tmp_path / "t.csv").write_text("client,x,y\n" + "".join(f"{c},{i},{i}.5\n" for c in "ab" for i in range(4)))
+    values = {"dataset": "csv", "path": "t.csv", "client": "client", "label": "y", "targets": "values"}
+    config: RunConfig = make_config(data=values, attack={"kind": "label-flip", "fraction": 0.5})
+    with pytest.raises(ConfigError, match="label-flip turns classes round; data.dataset csv has values"):
+        plan(config, tmp_path)
+
+
+def test_turned_labels(make_population: Make, make_shard: Make) -> None:
+    inner = make_population([make_shard(9, (3,), 4, c) for c in range(3)], 4, {1: make_shard(5, (3,), 4)})
+    people = Poisoned(inner, np.array([1]))
+    assert np.array_equal(people.shard(1).y, 3 - inner.shard(1).y)
+    assert np.array_equal(people.shard(1).x, inner.shard(1).x)
+    assert np.array_equal(people.shard(0).y, inner.shard(0).y)
+    assert np.array_equal(people.test_shard(1).y, inner.test_shard(1).y)
+
+
+def test_what_is_sent(make_config: Make, make_task: Make) -> None:
+    task = make_task(make_config(), 0, 8)
+    update = np.array([1.0, -2.0, 0.0], np.float32)
+    assert tampered(update, SignFlip(kind="sign-flip", fraction=1.0), 0, task).tolist() == [-1.0, 2.0, 0.0]
+    assert tampered(update, ScaledAttack(kind="scaled", fraction=1.0), 0, task).tolist() == [10.0, -20.0, 0.0]
+    noise = GaussianAttack(kind="gaussian", fraction=1.0, std=3.0)
+    drawn = tampered(np.zeros(40_000, np.float32), noise, 0, task)
+    assert drawn.dtype == np.float32 and abs(drawn.mean()) < 0.1 and abs(drawn.std() - 3.0) < 0.1
+    again = tampered(np.ones(40_000, np.float32), noise, 0, task)
+    assert np.array_equal(drawn, again)  # of seed, client and task alone
+    for other in (task._replace(task=12), task._replace(client=1)):
+        assert not np.array_equal(drawn, tampered(np.zeros(40_000, np.float32), noise, 0, other))
+
+
+@pytest.mark.parametrize("payload", ["delta", "model"])
+def test_the_trainer_replaces_what_attackers_trained(payload: Payload, make_config: Make, make_task: Make) -> None:
+    base, delta = np.array([1.0, 1.0], np.float32), np.array([3.0, 4.0], np.float32)
+    attack = SignFlip(kind="sign-flip", fraction=0.5, scale=2.0)
+    inner = Fixed(delta if payload == "delta" else base + delta)
+    trainer = AttackingTrainer(inner, attack, np.array([1]), 0, payload)
+    config = make_config()
+    tasks = [make_task(config, client, 8, task=client) for client in (0, 1)]
+    out = np.empty((2, 2), np.float32)
+    sent_along = np.concatenate([base, [9.0, 9.0]]).astype(np.float32)  # a version with a vector beside the weights
+    reports = trainer.train(tasks, lambda version: sent_along, out, lambda: None)
+    shift = np.zeros(2) if payload == "delta" else base
+    assert (out - shift).tolist() == [[3.0, 4.0], [-6.0, -8.0]]
+    assert [report.update_norm for report in reports] == [3.0, 10.0]  # an honest one's is left as it was reported
+
+
+def test_what_overflows_is_the_clients_error(make_config: Make, make_task: Make) -> None:
+    attack = ScaledAttack(kind="scaled", fraction=1.0, factor=1e38)
+    trainer = AttackingTrainer(Fixed(np.array([1e30], np.float32)), attack, np.array([0]), 0, "delta")
+    with np.errstate(over="ignore"), pytest.raises(ClientError, match="what the attack scaled sends is inf"):
+        trainer.train([make_task(make_config(), 0, 8)], dict, np.empty((1, 1), np.float32), lambda: None)  # type: ignore[arg-type]
+
+
+def test_marks_change_nothing(make_config: Make, make_task: Make) -> None:
+    config = make_config(aggregation={"rule": "norm-bound", "bound": 1.0})
+    plain, marked = (build(config.aggregation, Facts()) for _ in range(2))
+    marked = Marked(marked, np.array([1]))
+    assert marked.scalar_names == ("shortened", "attacked")
+    states = [rule.init(np.zeros(2, np.float32)) for rule in (plain, marked)]
+    for client in (0, 1):
+        task = make_task(config, client, 8)
+        update = Update(TaskReport(0, 0, 8, 1, 0.0, 0.0, 0.0, 0.0), np.array([3.0, 4.0], np.float32))
+        states[0], said = plain.accumulate(states[0], update, Arrival(0, task))
+        states[1], also = marked.accumulate(states[1], update, Arrival(0, task))
+        assert also.scalars == (*said.scalars, float(client)) and also.weight == said.weight
+    assert np.array_equal(plain.commit(states[0]).weights_P, marked.commit(states[1]).weights_P)
+
+
+@pytest.mark.parametrize("kind", ["label-flip", "sign-flip", "gaussian", "scaled"])
+def test_the_record_says_who_attacked(kind: str, make_config: Make, tmp_path: Path) -> None:
+    config = make_config(
+        attack={"kind": kind, "clients": [1, 2]},
+        schedule={"policy": "async", "concurrency": 3},
+        aggregation={"rule": "fedasync"},
+        devices={"loss_probability": 0.3},
+        stop={"updates": 12},
+    )
+    run = fedsim.run(config, tmp_path / "run")
+    honest = fedsim.run(config.model_copy(update={"attack": None}), tmp_path / "honest")
+    assert run is not None and honest is not None
+    assert run.attributes["n_attackers"] == 2 and json.loads(str(run.attributes["attackers"])) == [1, 2]
+    tasks = run.tasks
+    applied = tasks[tasks.outcome == 0]
+    assert (applied.attacked == applied.client.isin([1, 2])).all() and applied.attacked.nunique() == 2
+    assert tasks[tasks.outcome != 0].attacked.isna().all()
+    assert "attacked" not in honest.tasks
+    assert run.summary()["history_sha256"] != "" and run.summary()["model_sha256"] != honest.summary()["model_sha256"]

@@ -40,6 +40,7 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "schedule.selection": (config.SelectionConfig, "kind"),
     "aggregation": (config.AggregationConfig, "rule"),
     "staleness": (config.StalenessConfig, "kind"),
+    "attack": (config.AttackConfig, "kind"),
     "evaluation": (config.EvaluationConfig, None),
     "stop": (config.StopConfig, None),
     "stop.target": (config.TargetConfig, None),

@@ -1,7 +1,8 @@
 """Runs every rule in one set of ranks: `python all_rules.py FOLDER UPDATES [--replay]`.
 
-These are the configurations of configs/async-zoo, and the rules of rounds (`ROUNDS`). Starting ranks takes longer than
-such a run. On several ranks it is started by mpirun; prints a line of JSON a run.
+These are the configurations of configs/async-zoo, some of configs/robust (with attackers), and the rules of rounds
+(`ROUNDS`). Starting ranks takes longer than such a run. On several ranks it is started by mpirun; prints a line of JSON
+a run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import fedsim
 from fedsim.engine.launching import find_world
 from fedsim.engine.run import Caller, replay_run
 
-ZOO = Path(__file__).parents[2] / "configs" / "async-zoo"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SAME = ("status", "rule", "model_sha256", "history_sha256", "versions", "updates", "metrics")
 _ONE_BY_ONE = {"schedule": {"policy": "sync", "cohort": 1, "selection": "cyclic"}}
 _OF_FIVE = {"schedule": {"policy": "sync", "cohort": 5}}
@@ -55,6 +56,13 @@ ROUNDS: dict[str, dict[str, Any]] = {
     "multi-krum": _OF_FIVE,
 }
 """The sections in which each rule that may have rounds differs from `_ROUND`."""
+ATTACKED = {
+    "buffered-median": "gaussian",
+    "k-async-trimmed-mean": "label-flip",
+    "k-async-multi-krum": "sign-flip",
+    "buffered-mean": "scaled",
+}
+"""Configurations of configs/robust, and the attack that each has here."""
 
 
 def facts_of(run: fedsim.Run) -> dict[str, object]:
@@ -65,9 +73,13 @@ def facts_of(run: fedsim.Run) -> dict[str, object]:
 
 def runs(folder: Path, n_updates: int, world: Any) -> Iterator[tuple[str, fedsim.Run | None]]:
     """The runs one after the other, by name; None on a worker."""
-    for path in sorted(ZOO.glob("*.yaml")):
+    for path in sorted(CONFIGS.glob("async-zoo/*.yaml")):
         overrides = [f"stop.updates={n_updates}", "devices.compute.slowness.sigma=0.2"]  # so that all of them report
         yield path.stem, fedsim.run(path, folder / path.stem, overrides=overrides, world=world)
+    for name, attack in ATTACKED.items():
+        overrides = [f"stop.updates={n_updates}", f"attack={{kind: {attack}, fraction: 0.25}}"]
+        path = CONFIGS / "robust" / f"{name}.yaml"
+        yield f"robust-{name}", fedsim.run(path, folder / f"robust-{name}", overrides=overrides, world=world)
     for rule, sections in ROUNDS.items():
         name = f"rounds-{rule}"
         config = {**_ROUND, **sections, "name": name, "stop": {"updates": n_updates}}

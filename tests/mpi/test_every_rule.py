@@ -20,7 +20,9 @@ ROUNDS = (
     *("median", "trimmed-mean", "norm-bound", "krum", "multi-krum"),
 )
 NAMES = sorted(
-    [path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml")] + [f"rounds-{rule}" for rule in ROUNDS]
+    [path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml")]
+    + [f"robust-{name}" for name in ("buffered-mean", "buffered-median", "k-async-multi-krum", "k-async-trimmed-mean")]
+    + [f"rounds-{rule}" for rule in ROUNDS]
 )
 N_UPDATES = "45"
 

@@ -83,7 +83,7 @@ def test_refused_together(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("client,x,y\n" + "".join(f"{c},{i},{i}.5\n" for c in "ab" for i in range(4)))
     values = {"dataset": "csv", "path": "t.csv", "client": "client", "label": "y", "targets": "values"}
     config: RunConfig = make_config(data=values, attack={"kind": "label-flip", "fraction": 0.5})
-    with pytest.raises(ConfigError, match="label-flip turns classes round; data.dataset csv has values"):
+    with pytest.raises(ConfigError, match=r"label-flip turns classes round; data\.dataset csv has values"):
         plan(config, tmp_path)
 
 

@@ -178,6 +178,11 @@ class RunConfig(Section):
             raise ValueError("reduce: the wall clock applies updates as they come in; allowed: clock: virtual")
         if self.training.path == "none":
             raise ValueError("reduce: without training there is nothing to sum; it must be left out")
+        if self.attack is not None and self.attack.kind != "label-flip":
+            raise ValueError(
+                f"reduce: attack {self.attack.kind} replaces updates after norm_bound was held against them; allowed: "
+                "label-flip, or no reduce"
+            )
         if self.drops_updates:
             raise ValueError("reduce: what is dropped cannot be taken out of a sum; allowed: on_client_error: fail")
         if self.compression.updates.kind != "none":

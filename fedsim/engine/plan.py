@@ -42,6 +42,7 @@ from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.tiers import tiers
 from fedsim.training import plan as training_plan
 from fedsim.training.clients import Method, methods_of, n_state_values
+from fedsim.training.clients.attacking import attack_of
 from fedsim.training.clients.coding import coding_of
 from fedsim.training.clients.methods import WayOfTheModel
 from fedsim.training.local import local_training
@@ -286,11 +287,8 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     """
     from fedsim.training.objectives import loss_kind, loss_of  # loads torch
 
-    people = population.build(config, base_dir)
-    members = _members(config, people)
+    people, members, attacking = _people(config, base_dir)
     n_eligible = people.n_clients if members is None else int(members.size)
-    attacking = attackers(config, np.arange(people.n_clients) if members is None else members)
-    people = poisoned(people, config, attacking)
     _check_schedule(config, n_eligible)
     loss = loss_of(config, people)
     _check_target(config, loss.metric_names)
@@ -309,7 +307,8 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         _check_time(config, devices)
     rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
     rule = rule if attacking is None else Marked(rule, attacking)
-    methods = (*methods_of(config, layout), *coding_of(config, codec, rule.payload))
+    attack = attack_of(config, attacking, rule.payload)
+    methods = (*methods_of(config, layout), *attack, *coding_of(config, codec, rule.payload))
     _check_methods(config, people, methods)
     has_linear = any(method.has_linear for method in methods)
     path, group_size, reason = _path(config, module, people, loss, has_linear)
@@ -364,6 +363,14 @@ def _check_compression(config: RunConfig, codec: Codec | None, n_parameters: int
             f"compression.versions {versions}: rule {config.aggregation.rule} sends more than weights, and reckons "
             "with what it sent; allowed: float32"
         )
+
+
+def _people(config: RunConfig, base_dir: Path) -> tuple[population.Population, Int64 | None, Int64 | None]:
+    """The population, its clients with data (None: all), and those that attack (None: there is no attack)."""
+    people = population.build(config, base_dir)
+    members = _members(config, people)
+    attacking = attackers(config, np.arange(people.n_clients) if members is None else members)
+    return poisoned(people, config, attacking), members, attacking
 
 
 def _check_alone(made: Plan) -> None:

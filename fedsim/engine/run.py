@@ -345,7 +345,6 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
 
 
 def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[[], float]) -> Worker:
-    from fedsim.training.attackers import with_attack
     from fedsim.training.clients import ClientStates
     from fedsim.training.clients.build import build_evaluator, build_trainer
     from fedsim.training.evaluate import Evaluator
@@ -371,7 +370,6 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
         clock=clock,
         shards=shards,
     )
-    trainer = with_attack(trainer, config, made.attackers, made.rule.payload)
     evaluator = Evaluator(config, made.population, made.module, here.device, shards)
     host_of = placement(config.placement, n_workers, made.balanced_sizes())
     tested = [client for client in made.population.test_clients() if made.methods and host_of(client) == index]

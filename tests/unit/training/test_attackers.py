@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,14 @@ from fedsim.engine.plan import plan
 from fedsim.errors import ClientError, ConfigError
 from fedsim.population.attackers import Poisoned, attackers
 from fedsim.training import Payload
-from fedsim.training.attackers import AttackingTrainer, tampered
-from fedsim.types import Float32, Task, TaskReport, Update
+from fedsim.training.clients.attacking import attack_of, tampered
+from fedsim.training.clients.methods import Received
+from fedsim.types import TaskReport, Update
 
 Make = Callable[..., Any]
 EVERYBODY = np.arange(20)
+ONE = np.array([1])
 SIGN = {"kind": "sign-flip", "fraction": 0.3}
-
-
-class Fixed:
-    """A trainer whose tasks all come to the same rows: local models or differences."""
-
-    path, group_size = "fixed", 2
-
-    def __init__(self, row_P: Float32) -> None:
-        self._row_P = row_P
-
-    def train(
-        self,
-        tasks: Sequence[Task],
-        base_of: Callable[[int], Float32],
-        out_GP: Float32,
-        progress: Callable[[], None],
-        linear_GP: Float32 | None = None,
-    ) -> list[TaskReport]:
-        out_GP[:] = self._row_P
-        return [TaskReport(task.task, 1, 5, 1, 0.5, 0.4, 3.0, 0.0) for task in tasks]
 
 
 def test_a_fraction_is_a_fixed_number_of_clients(make_config: Make) -> None:
@@ -111,26 +93,24 @@ def test_what_is_sent(make_config: Make, make_task: Make) -> None:
 
 
 @pytest.mark.parametrize("payload", ["delta", "model"])
-def test_the_trainer_replaces_what_attackers_trained(payload: Payload, make_config: Make, make_task: Make) -> None:
+def test_what_attackers_trained_is_replaced(payload: Payload, make_config: Make, make_task: Make) -> None:
     base, delta = np.array([1.0, 1.0], np.float32), np.array([3.0, 4.0], np.float32)
-    attack = SignFlip(kind="sign-flip", fraction=0.5, scale=2.0)
-    inner = Fixed(delta if payload == "delta" else base + delta)
-    trainer = AttackingTrainer(inner, attack, np.array([1]), 0, payload)
-    config = make_config()
-    tasks = [make_task(config, client, 8, task=client) for client in (0, 1)]
-    out = np.empty((2, 2), np.float32)
-    sent_along = np.concatenate([base, [9.0, 9.0]]).astype(np.float32)  # a version with a vector beside the weights
-    reports = trainer.train(tasks, lambda version: sent_along, out, lambda: None)
-    shift = np.zeros(2) if payload == "delta" else base
-    assert (out - shift).tolist() == [[3.0, 4.0], [-6.0, -8.0]]
-    assert [report.update_norm for report in reports] == [3.0, 10.0]  # an honest one's is left as it was reported
+    shift = np.zeros(2, np.float32) if payload == "delta" else base
+    (method,) = attack_of(make_config(attack={"kind": "sign-flip", "clients": [1], "scale": 2.0}), ONE, payload)
+    for client, sent in ((0, [3.0, 4.0]), (1, [-6.0, -8.0])):
+        out = delta + shift
+        received = Received(make_task(make_config(), client, 8), base, np.zeros((0, 2), np.float32), None)
+        assert method.finish(received, base, out) is None
+        assert (out - shift).tolist() == sent
+    assert attack_of(make_config(), None, payload) == ()
+    assert attack_of(make_config(attack={"kind": "label-flip", "clients": [1]}), ONE, payload) == ()
 
 
 def test_what_overflows_is_the_clients_error(make_config: Make, make_task: Make) -> None:
-    attack = ScaledAttack(kind="scaled", fraction=1.0, factor=1e38)
-    trainer = AttackingTrainer(Fixed(np.array([1e30], np.float32)), attack, np.array([0]), 0, "delta")
-    with np.errstate(over="ignore"), pytest.raises(ClientError, match="what the attack scaled sends is inf"):
-        trainer.train([make_task(make_config(), 0, 8)], dict, np.empty((1, 1), np.float32), lambda: None)  # type: ignore[arg-type]
+    (method,) = attack_of(make_config(attack={"kind": "scaled", "clients": [1], "factor": 1e38}), ONE, "delta")
+    received = Received(make_task(make_config(), 1, 8), np.zeros(1, np.float32), np.zeros((0, 1), np.float32), None)
+    with pytest.raises(ClientError, match="what the attack scaled sends is inf"):
+        method.finish(received, received.weights_P, np.array([1e30], np.float32))
 
 
 def test_marks_change_nothing(make_config: Make, make_task: Make) -> None:

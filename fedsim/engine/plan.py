@@ -561,7 +561,7 @@ def _check_target(config: RunConfig, metric_names: Sequence[str]) -> None:
 
 def _has_tests(config: RunConfig, people: population.Population) -> bool:
     """Whether there is test data to evaluate on."""
-    has_tests = len(people.test_clients()) > 0 or people.central_test() is not None
+    has_tests = len(people.test_clients()) > 0 or people.has_central_test
     if config.stop.target is not None and not has_tests:
         raise ConfigError("stop.target reads evaluations, but there is no test data to evaluate on")
     return has_tests

@@ -355,7 +355,7 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
     index = max(rank - 1, 0)
     summing = Summing.of(config)
     loss, vocabulary = loss_of(config, made.population), vocabulary_of(made.module)
-    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss, vocabulary)
+    shards = ShardCache(config.memory.worker_data_bytes, here.device, loss, vocabulary, made.group_size)
     states = ClientStates(made.n_state_values) if made.methods else None
     trainer = build_trainer(
         config,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedsim.population.laid import Laid
 from fedsim.population.population import Population
 from fedsim.types import Int64, Shard
 
@@ -31,6 +32,24 @@ class Pooled(Population):
             empty = self._inner.shard(client)
             return Shard(empty.x[:0], empty.y[:0])
         return Shard(np.concatenate([shard.x for shard in shards]), np.concatenate([shard.y for shard in shards]))
+
+    @property
+    def has_central_test(self) -> bool:
+        return self._inner.has_central_test
+
+    def laid(self, client: int) -> Laid | None:
+        parts = [self._inner.laid(other) for other in range(self.n_clients)] if self._checked(client) == 0 else []
+        laid = [part for part in parts if part is not None]
+        if not laid or len(laid) < len(parts) or any(part.inputs is not laid[0].inputs for part in laid):
+            return None
+        rows, labels = [part.rows_N for part in laid], [part.y for part in laid]
+        return Laid(laid[0].inputs, np.concatenate(rows), np.concatenate(labels))
+
+    def laid_test(self, client: int) -> Laid | None:
+        return self._inner.laid_test(client)
+
+    def laid_central(self) -> Laid | None:
+        return self._inner.laid_central()
 
     def data_sha256(self) -> str:
         return self._inner.data_sha256()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import DataError, nearest
+from fedsim.population.laid import Laid
 from fedsim.population.partition import Partition
 from fedsim.types import Float32, Int64, Shard, Targets
 
@@ -69,6 +70,23 @@ class Population(ABC):
         """The test set that belongs to no client, in the form of `shard`; None where there is none."""
         return None
 
+    @property
+    def has_central_test(self) -> bool:
+        """Whether `central_test` gives anything."""
+        return self.central_test() is not None
+
+    def laid(self, client: int) -> Laid | None:
+        """What `shard` copies, where it lies; None where a shard is made for whoever asks."""
+        return None
+
+    def laid_test(self, client: int) -> Laid | None:
+        """What `test_shard` copies, where it lies."""
+        return None
+
+    def laid_central(self) -> Laid | None:
+        """What `central_test` copies, where it lies."""
+        return None
+
     def _checked(self, client: int) -> int:
         """`client` as an int; IndexError unless it is the number of a client (a negative one would count backwards)."""
         number = operator.index(client)
@@ -92,13 +110,17 @@ class Samples:
 
     @cached_property
     def _inputs(self) -> NDArray[np.generic]:
-        inputs = self._load()
+        inputs = np.asarray(self._load())  # not as a memmap, which costs more at each access
         assert inputs.shape == (len(self.labels_N), *self.sample_shape)
         return inputs
 
     def take(self, rows: Int64 | slice) -> Shard:
         """The samples of `rows`, in that order."""
         return Shard(inputs_of(self._inputs[rows]), self.labels_N[rows].copy())
+
+    def laid(self, rows_N: Int64) -> Laid:
+        """The samples of `rows_N` where they lie."""
+        return Laid(self._inputs, rows_N, self.labels_N[rows_N])
 
 
 def inputs_of(values: NDArray[np.generic]) -> Float32:
@@ -145,6 +167,9 @@ class ArrayPopulation(Population):
     def shard(self, client: int) -> Shard:
         return self._data.train.take(self._partition.rows(self._checked(client)))
 
+    def laid(self, client: int) -> Laid | None:
+        return self._data.train.laid(self._partition.rows(self._checked(client)))
+
     def data_sha256(self) -> str:
         return self._data.sha256()
 
@@ -170,3 +195,15 @@ class ArrayPopulation(Population):
 
     def central_test(self) -> Shard | None:
         return self._data.test.take(slice(None)) if self._test_partition is None else None
+
+    @property
+    def has_central_test(self) -> bool:
+        return self._test_partition is None
+
+    def laid_test(self, client: int) -> Laid | None:
+        rows_N = None if self._test_partition is None else self._test_partition.rows(self._checked(client))
+        return None if rows_N is None or not rows_N.size else self._data.test.laid(rows_N)
+
+    def laid_central(self) -> Laid | None:
+        n_samples = len(self._data.test.labels_N)
+        return self._data.test.laid(np.arange(n_samples)) if self._test_partition is None else None

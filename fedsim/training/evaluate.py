@@ -13,12 +13,13 @@ import torch
 
 from fedsim.config import RunConfig
 from fedsim.training.objectives import TaskLoss, loss_of
-from fedsim.training.shards import DeviceShard, ShardCache, vocabulary_of
+from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.tallies import Tally
 from fedsim.training.weights import Weights
 from fedsim.types import EvaluationRow, Float32, Shard
 
 if TYPE_CHECKING:
+    from fedsim.population.laid import Laid
     from fedsim.population.population import Population
 
 
@@ -29,21 +30,22 @@ def _nothing() -> None:
 def score(
     module: torch.nn.Module,
     loss: TaskLoss,
-    shard: DeviceShard,
+    shard: Samples,
     batch_size: int,
     progress: Callable[[], None] = _nothing,
 ) -> Tally:
     """The tally of a shard, in batches gathered as in training; the module is left in evaluation mode."""
     module.eval()
-    tally = loss.tally(shard.x.device)
+    tally = loss.tally(shard.device)
     with torch.inference_mode():
-        for rows_B in torch.split(torch.arange(shard.n_samples, device=shard.x.device), batch_size):
-            tally.add(module(shard.x.index_select(0, rows_B)), shard.y.index_select(0, rows_B))
+        for rows_B in torch.split(torch.arange(shard.n_samples, device=shard.device), batch_size):
+            x_B, y_B = shard.batch(rows_B)
+            tally.add(module(x_B), y_B)
             progress()
     return tally
 
 
-def mean_loss(module: torch.nn.Module, loss: TaskLoss, shard: DeviceShard, batch_size: int) -> float:
+def mean_loss(module: torch.nn.Module, loss: TaskLoss, shard: Samples, batch_size: int) -> float:
     """The loss of a whole shard, in float64."""
     return score(module, loss, shard, batch_size).values()[0]
 
@@ -91,8 +93,10 @@ class Evaluator:
 
     def _central(self, progress: Callable[[], None]) -> list[EvaluationRow]:
         if self._has_central is None:
-            self._has_central = self._population.central_test() is not None
-        return [self._row(-1, self._score("central", self._central_shard, progress))] if self._has_central else []
+            self._has_central = self._population.has_central_test
+        if not self._has_central:
+            return []
+        return [self._row(-1, self._score("central", self._central_shard, self._population.laid_central, progress))]
 
     def _central_shard(self) -> Shard:
         shard = self._population.central_test()
@@ -109,8 +113,13 @@ class Evaluator:
         return EvaluationRow(client, tally.n_samples, loss, dict(zip(self.metric_names, metrics, strict=True)))
 
     def _score_client(self, client: int, progress: Callable[[], None]) -> Tally:
-        return self._score(("test", client), partial(self._population.test_shard, client), progress)
+        people = self._population
+        return self._score(
+            ("test", client), partial(people.test_shard, client), partial(people.laid_test, client), progress
+        )
 
-    def _score(self, key: object, make: Callable[[], Shard], progress: Callable[[], None]) -> Tally:
-        shard = self._shards.get(key, make)
+    def _score(
+        self, key: object, make: Callable[[], Shard], lay: Callable[[], Laid | None], progress: Callable[[], None]
+    ) -> Tally:
+        shard = self._shards.get(key, make, lay)
         return score(self._weights.module, self._loss, shard, self._evaluation.batch_size, progress)

@@ -24,7 +24,7 @@ from fedsim.training.finite import require_finite
 from fedsim.training.groupbatches import Feed, GroupBatches
 from fedsim.training.noise import Keys, keys_of
 from fedsim.training.objectives import TaskLoss
-from fedsim.training.shards import DeviceShard, ShardCache, vocabulary_of
+from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
 from fedsim.types import Float32, Float64, Task, TaskReport
 
@@ -96,7 +96,9 @@ class GroupTrainer:
         self._clock = clock
         self._progress_due_s = -math.inf
         self._loss = objectives.loss_of(config, population)
-        self._shards = shards or ShardCache(config.memory.worker_data_bytes, device, self._loss, vocabulary_of(module))
+        self._shards = shards or ShardCache(
+            config.memory.worker_data_bytes, device, self._loss, vocabulary_of(module), self.group_size
+        )
         self._machine = make_machine(self._loss, self.group_size)
         self._full = Weights(module, device) if config.record.losses == "full" else None
 
@@ -141,13 +143,14 @@ class GroupTrainer:
             for task, i in zip(tasks, slots.slot_of, strict=True)
         ]
 
-    def _shard(self, task: Task) -> DeviceShard:
-        shard = self._shards.get(("train", task.client), lambda: self._population.shard(task.client))
+    def _shard(self, task: Task) -> Samples:
+        people, client = self._population, task.client
+        shard = self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
         assert shard.n_samples == task.n_samples, f"client {task.client}: {shard.n_samples} != {task.n_samples}"
         return shard
 
     def _fit(
-        self, slots: _Slots, shards: Sequence[DeviceShard], progress: Callable[[], None]
+        self, slots: _Slots, shards: Sequence[Samples], progress: Callable[[], None]
     ) -> tuple[Float64, dict[int, tuple[int, float]]]:
         """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
         machine, tasks = self._machine, slots.tasks
@@ -186,7 +189,7 @@ class GroupTrainer:
                 self._progress_due_s = self._clock() + _PROGRESS_S
         return n_slots
 
-    def _full_loss(self, vector_P: Float32, shard: DeviceShard) -> float:
+    def _full_loss(self, vector_P: Float32, shard: Samples) -> float:
         assert self._full is not None
         self._full.load(vector_P)
         return mean_loss(self._full.module, self._loss, shard, self._config.evaluation.batch_size)

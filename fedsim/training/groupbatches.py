@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fedsim.config import TrainingConfig
 from fedsim.training.batches import Pass, group_passes
 from fedsim.training.plan import batches_per_pass
-from fedsim.training.shards import DeviceShard
+from fedsim.training.shards import Samples
 from fedsim.types import Float64, Int64, Task
 
 _BLOCK_BYTES = 1 << 20  # of samples, about what a core's own cache holds
@@ -86,7 +85,7 @@ class Feed:
         training: TrainingConfig,
         seed: int,
         tasks: Sequence[Task],
-        shards: Sequence[DeviceShard],
+        shards: Sequence[Samples],
         *,
         carries_rate: bool,
     ) -> None:
@@ -137,24 +136,15 @@ class Feed:
         self._current[slot] = current
 
 
-def _gather(batches: GroupBatches, slot: int, shard: DeviceShard, rows: Int64, first: int, end: int) -> None:
+def _gather(batches: GroupBatches, slot: int, shard: Samples, rows: Int64, first: int, end: int) -> None:
     """Copies samples to the slot's rows from `first`, and zeros to those that are left before `end`."""
     stop = first + rows.size
     if batches.is_on_host:
-        x_N, y_N = shard.arrays
-        _take(x_N, rows, batches.x_arrays[slot][first:stop])
-        _take(y_N, rows, batches.target_arrays[slot][first:stop])
+        shard.gather(rows, batches.x_arrays[slot][first:stop], batches.target_arrays[slot][first:stop])
     else:
-        chosen = torch.from_numpy(rows).to(shard.x.device)
-        batches.x_rows[slot][first:stop] = shard.x.flatten(1).index_select(0, chosen)
-        batches.target_rows[slot][first:stop] = shard.y.index_select(0, chosen)
+        x, y = shard.batch(torch.from_numpy(rows).to(shard.device))
+        batches.x_rows[slot][first:stop] = x.flatten(1)
+        batches.target_rows[slot][first:stop] = y
     if stop < end:
         batches.x_rows[slot][stop:end] = 0
         batches.target_rows[slot][stop:end] = batches.padding
-
-
-def _take(values: NDArray[np.generic], rows: Int64, out: NDArray[np.generic]) -> None:
-    if values.dtype == out.dtype:
-        values.take(rows, 0, out, "clip")  # "clip" spares a buffer; rows are in range
-    else:
-        out[...] = values[rows]

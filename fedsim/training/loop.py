@@ -18,7 +18,7 @@ from fedsim.training import Payload, noise, objectives, optimizers
 from fedsim.training.batches import passes
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
-from fedsim.training.shards import DeviceShard, ShardCache, vocabulary_of
+from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Finisher, Weights
 from fedsim.types import Float32, Task, TaskReport
 
@@ -97,7 +97,8 @@ class LoopTrainer:
 
     def _train_task(self, task: Task, base_P: Float32, out_P: Float32, progress: Callable[[], None]) -> TaskReport:
         start_s = self._clock()
-        shard = self._shards.get(("train", task.client), lambda: self._population.shard(task.client))
+        people, client = self._population, task.client
+        shard = self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
         assert shard.n_samples == task.n_samples, f"client {task.client}: {shard.n_samples} != {task.n_samples}"
         self._weights.load(base_P)
         optimizers.restart(self._optimizer, task.learning_rate)
@@ -118,13 +119,13 @@ class LoopTrainer:
         n, n_steps, train_s = shard.n_samples, task.n_steps, self._clock() - start_s
         return TaskReport(task.task, self._worker, n, n_steps, *losses, norm, train_s)
 
-    def _fit(self, task: Task, shard: DeviceShard, progress: Callable[[], None]) -> tuple[float, float]:
+    def _fit(self, task: Task, shard: Samples, progress: Callable[[], None]) -> tuple[float, float]:
         """Takes the task's steps; the losses of its first and last batch, each before its step."""
         self._module.train()
         watch = self._device.type == "cpu"  # on a GPU, reading each loss would stop the queue of kernels
         first = loss = torch.tensor(math.nan)
         for step, rows_B in enumerate(self._batches(task, shard.n_samples)):
-            loss = self._gradient(shard.x.index_select(0, rows_B), shard.y.index_select(0, rows_B))
+            loss = self._gradient(*shard.batch(rows_B))
             if watch:
                 require_finite(task, loss.item(), "loss", step)
             self._optimizer.step()
@@ -155,7 +156,7 @@ class LoopTrainer:
             rows_N = torch.from_numpy(order_N).to(self._device)
             yield from torch.split(rows_N, self._training.batch_size)[start:stop]
 
-    def _full_loss(self, shard: DeviceShard) -> float:
+    def _full_loss(self, shard: Samples) -> float:
         if self._config.record.losses != "full":
             return math.nan
         return mean_loss(self._module, self._loss, shard, self._config.evaluation.batch_size)

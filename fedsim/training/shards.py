@@ -1,4 +1,8 @@
-"""The data that a worker keeps on its device: the shards used last, within a bound."""
+"""The data that a worker keeps on its device: the shards used last, within a bound.
+
+Of what is large no shard is made: its batches are taken from where the data set lies (`fedsim.population.laid`), which
+gives the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +18,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import DataError
+from fedsim.population.laid import Laid
 from fedsim.training.objectives import TaskLoss
-from fedsim.types import Shard
+from fedsim.types import Float32, Int64, Shard
+
+_CHECKED_ROWS = 4096  # tokens of data that are mapped are looked at so many samples at a time
+
+
+class Samples(Protocol):
+    """A client's samples, as training reads them."""
+
+    @property
+    def n_samples(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def batch(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (B, *sample_shape) and targets of some samples, int64 (B,) on the device, in memory of their own."""
+
+    def gather(self, rows_B: Int64, x_BF: Float32, y_B: NDArray[Any]) -> None:
+        """Writes inputs and targets of some samples to memory of the host, where the shard has to be, too."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +56,70 @@ class DeviceShard:
     def n_bytes(self) -> int:
         return self.x.nbytes + self.y.nbytes
 
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def batch(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Samples.batch`."""
+        return self.x.index_select(0, rows_B), self.y.index_select(0, rows_B)
+
+    def gather(self, rows_B: Int64, x_BF: Float32, y_B: NDArray[Any]) -> None:
+        """See `Samples.gather`."""
+        x_NF, y_N = self.arrays
+        _take(x_NF, rows_B, x_BF)
+        _take(y_N, rows_B, y_B)
+
     @cached_property
     def arrays(self) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """The same memory as arrays, if it is the host's: inputs (N, F), a row a sample, and targets (N,)."""
         return self.x.flatten(1).numpy(), self.y.numpy()
 
 
+class LaidShard:
+    """Samples that stay where the data set lies, in the host's memory; only their targets are copied."""
+
+    def __init__(self, laid: Laid, loss: TaskLoss) -> None:
+        self._laid = laid
+        self._shape = laid.inputs.shape[1:]
+        self.y = loss.targets(laid.y)
+        self.n_samples = laid.rows_N.size
+        self.n_bytes = self.y.nbytes
+        self.device = torch.device("cpu")
+
+    def batch(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Samples.batch`."""
+        x = torch.empty((rows_B.numel(), *self._shape))  # torch's own memory: an array's may start anywhere
+        self._laid.write(rows_B.numpy(), x.flatten(1).numpy())
+        return x, self.y.index_select(0, rows_B)
+
+    def gather(self, rows_B: Int64, x_BF: Float32, y_B: NDArray[Any]) -> None:
+        """See `Samples.gather`."""
+        self._laid.write(rows_B, x_BF)
+        _take(self.y.numpy(), rows_B, y_B)
+
+
 class ShardCache:
     """Shards on a device, least recently used first; those kept never hold more than `bound_bytes`.
 
-    `vocabulary` is given where samples are tokens: whole numbers below it.
+    `vocabulary` is given where samples are tokens: whole numbers below it. On a CPU no shard is made of data that lie
+    somewhere and are large, or of which `n_at_once` shards would not fit the bound.
     """
 
-    def __init__(self, bound_bytes: int, device: torch.device, loss: TaskLoss, vocabulary: int | None = None) -> None:
+    def __init__(
+        self,
+        bound_bytes: int,
+        device: torch.device,
+        loss: TaskLoss,
+        vocabulary: int | None = None,
+        n_at_once: int = 1,
+    ) -> None:
         self._vocabulary = vocabulary
+        self._largest_bytes = bound_bytes // n_at_once
         self._bound_bytes = bound_bytes
         self._device = device
         self._loss = loss
-        self._kept: OrderedDict[Hashable, DeviceShard] = OrderedDict()
+        self._kept: OrderedDict[Hashable, DeviceShard | LaidShard] = OrderedDict()
         self._n_bytes = 0
 
     @property
@@ -58,21 +127,40 @@ class ShardCache:
         """Bytes of all shards kept."""
         return self._n_bytes
 
-    def get(self, key: Hashable, make: Callable[[], Shard]) -> DeviceShard:
-        """The shard of `key`, made if it is not kept; one larger than the bound is served and not kept."""
+    def get(
+        self, key: Hashable, make: Callable[[], Shard], lay: Callable[[], Laid | None] = lambda: None
+    ) -> DeviceShard | LaidShard:
+        """The shard of `key`, made if it is not kept; one larger than the bound is served and not kept.
+
+        `lay` says where its samples lie, if they do.
+        """
         shard = self._kept.get(key)
         if shard is not None:
             self._kept.move_to_end(key)
             return shard
-        made = make()
-        if self._vocabulary is not None:
-            _check_tokens(made, self._vocabulary, key)
-        shard = self._on_device(made)
+        shard = self._laid(key, lay) or self._made(key, make)
         if shard.n_bytes <= self._bound_bytes:
             self._keep(key, shard)
         return shard
 
-    def _keep(self, key: Hashable, shard: DeviceShard) -> None:
+    def _made(self, key: Hashable, make: Callable[[], Shard]) -> DeviceShard:
+        made = make()
+        if self._vocabulary is not None:
+            _check_tokens(np.asarray(made.x), self._vocabulary, key)
+        return self._on_device(made)
+
+    def _laid(self, key: Hashable, lay: Callable[[], Laid | None]) -> LaidShard | None:
+        """The shard of samples that better stay where they lie."""
+        laid = lay() if self._device.type == "cpu" else None
+        if laid is None or not (laid.is_large or laid.n_bytes > self._largest_bytes):
+            return None
+        if self._vocabulary is not None:
+            for first in range(0, laid.rows_N.size, _CHECKED_ROWS):
+                part = laid.inputs[laid.rows_N[first : first + _CHECKED_ROWS]]
+                _check_tokens(part, self._vocabulary, key, first)
+        return LaidShard(laid, self._loss)
+
+    def _keep(self, key: Hashable, shard: DeviceShard | LaidShard) -> None:
         while self._n_bytes + shard.n_bytes > self._bound_bytes:
             self._n_bytes -= self._kept.popitem(last=False)[1].n_bytes
         self._kept[key] = shard
@@ -90,15 +178,25 @@ def vocabulary_of(module: torch.nn.Module) -> int | None:
     return min(sizes, default=None)
 
 
-def _check_tokens(shard: Shard, vocabulary: int, key: Hashable) -> None:
-    """Raises DataError for what an embedding cannot look up; in a group, it could find a neighbour's vector."""
-    x = np.asarray(shard.x)
+def _take(values: NDArray[Any], rows: Int64, out: NDArray[Any]) -> None:
+    if values.dtype == out.dtype:
+        values.take(rows, 0, out, "clip")  # "clip" spares a buffer; rows are in range
+    else:
+        out[...] = values[rows]
+
+
+def _check_tokens(x: NDArray[Any], vocabulary: int, key: Hashable, first: int = 0) -> None:
+    """Raises DataError for what an embedding cannot look up; in a group, it could find a neighbour's vector.
+
+    `x` holds the samples from `first` on.
+    """
     with np.errstate(invalid="ignore"):
         is_good = (x >= 0) & (x < vocabulary) & (x == np.floor(x))
     if not is_good.all():
-        place = tuple(int(i) for i in np.argwhere(~is_good)[0])
+        row, *rest = (int(i) for i in np.argwhere(~is_good)[0])
+        place = (first + row, *rest)
         where = f"{key[0]} samples of client {key[1]}" if isinstance(key, tuple) else f"{key} test samples"
         raise DataError(
-            f"{where}: value at {place} is {x[place]:g}, but the model embeds tokens: "
+            f"{where}: value at {place} is {x[row, *rest]:g}, but the model embeds tokens: "
             f"whole numbers from 0 to {vocabulary - 1} (model.vocabulary)"
         )

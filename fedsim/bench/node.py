@@ -78,7 +78,6 @@ def _config(data: Path) -> dict[str, Any]:
             "optimizer": {"kind": "sgd", "learning_rate": 0.001},
             "batch_size": 1,
             "steps": 1,
-            "group_size": 1,
         },
         "schedule": {"policy": "sync", "cohort": CLIENTS},
         "aggregation": {"rule": "fedavg"},

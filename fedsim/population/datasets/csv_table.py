@@ -2,11 +2,14 @@
 
 Clients are numbered in the order in which the file first names them. Each client's test set is drawn from a key of
 seed and client; features are scaled by the mean and standard deviation (n - 1) of the client's own training rows.
+
+A large table is read once a host: what came of it is shared by all processes (`fedsim.population.nodecache`).
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,11 +21,14 @@ from numpy.typing import NDArray
 
 from fedsim.config import CsvData
 from fedsim.errors import DataError, nearest
+from fedsim.population import nodecache
 from fedsim.population.datasets import checks
 from fedsim.population.partition import Partition, n_test_of
 from fedsim.population.population import ArrayData, ArrayPopulation, Samples
 from fedsim.seeding import Purpose, permutations
 from fedsim.types import Float32, Float64, Int64
+
+_RECIPE = 1  # goes up when other arrays are made of the same table and configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,38 @@ def csv_population(config: CsvData, seed: int, base_dir: Path) -> ArrayPopulatio
     Raises DataError with the line and column of a value that is not a finite number, or of a label that is none.
     """
     path = checks.data_file(base_dir, config.path, "data.path")
+    source = _Source(path, config, seed)
+    x_train, x_test = (source.array(part) for part in ("train", "test"))
+    is_test_N, owner_N, y_N = (source.array(part) for part in ("is_test", "owner", "y"))
+    names: list[str] = json.loads(source.array("names").tobytes())
+    owners, test_owners = (Partition.from_owners(owner_N[mask], len(names)) for mask in (~is_test_N, is_test_N))
+    train, test = _samples(x_train, y_N[~is_test_N]), _samples(x_test, y_N[is_test_N])
+    n_classes = 1 if config.targets == "values" else checks.classes_of(y_N, config.classes)
+    data = ArrayData(train, test, n_classes, lambda: checks.files_sha256([path]), config.targets)
+    return ArrayPopulation(data, owners, test_owners, names)
+
+
+class _Source:
+    """What comes of a table: read at most once by this process, and by one process of a host if it is large."""
+
+    def __init__(self, path: Path, config: CsvData, seed: int) -> None:
+        self._path, self._config, self._seed = path, config, seed
+        self._n_bytes = path.stat().st_size
+        self._made: dict[str, NDArray[Any]] = {}
+
+    def array(self, part: str) -> NDArray[Any]:
+        """Inputs `train` and `test`, float32; `is_test`, `owner` and `y` of all rows; `names`, JSON in bytes."""
+        recipe = f"csv {_RECIPE} {self._config.model_dump_json(exclude={'path'})} {self._seed} {part}"
+        return nodecache.shared(self._path, recipe, self._n_bytes, lambda: self._all()[part])
+
+    def _all(self) -> dict[str, NDArray[Any]]:
+        if not self._made:
+            self._made = _arrays(self._path, self._config, self._seed)
+        return self._made
+
+
+def _arrays(path: Path, config: CsvData, seed: int) -> dict[str, NDArray[Any]]:
+    """The arrays that `_Source` gives, made from the file."""
     table, columns = _read(path, config)
     x = _features(table, columns, path)
     is_of_values = config.targets == "values"
@@ -61,11 +99,9 @@ def csv_population(config: CsvData, seed: int, base_dir: Path) -> ArrayPopulatio
     test_N = _test_mask(Partition.from_owners(owner_N, n_clients), config.test_fraction, seed)
     if config.standardize:
         x = _standardized(x, owner_N, test_N, n_clients)
-    train, test = (_samples(x[mask], y_N[mask]) for mask in (~test_N, test_N))
-    owners, test_owners = (Partition.from_owners(owner_N[mask], n_clients) for mask in (~test_N, test_N))
-    n_classes = 1 if is_of_values else checks.classes_of(y_N, config.classes)
-    data = ArrayData(train, test, n_classes, lambda: checks.files_sha256([path]), config.targets)
-    return ArrayPopulation(data, owners, test_owners, list(table.clients))
+    names = np.frombuffer(json.dumps(list(table.clients)).encode(), np.uint8)
+    train, test = (x[mask].astype(np.float32) for mask in (~test_N, test_N))
+    return {"train": train, "test": test, "is_test": test_N, "owner": owner_N, "y": y_N, "names": names}
 
 
 def _read(path: Path, config: CsvData) -> tuple[_Table, _Columns]:
@@ -187,6 +223,5 @@ def _rows_of(clients: Partition) -> Iterator[tuple[int, Int64]]:
     return ((client, clients.rows(client)) for client in range(clients.n_clients))
 
 
-def _samples(x: Float64, y_N: NDArray[Any]) -> Samples:
-    inputs = x.astype(np.float32)
+def _samples(inputs: NDArray[Any], y_N: NDArray[Any]) -> Samples:
     return Samples(y_N, inputs.shape[1:], lambda: inputs)

@@ -8,6 +8,8 @@ import pytest
 
 from fedsim.config import CsvData
 from fedsim.errors import DataError
+from fedsim.population import nodecache
+from fedsim.population.datasets import csv_table
 from fedsim.population.datasets.csv_table import csv_population
 from fedsim.population.population import ArrayPopulation
 
@@ -158,3 +160,34 @@ def test_a_table_of_values_trains_to_the_line(tmp_path: Path) -> None:
     assert run.metric_names == ["mse", "mae"]
     last = run.evaluations.iloc[-1]
     assert last["mse"] == last["loss"] < 1e-3 and last["mae"] < 0.03
+
+
+@pytest.mark.parametrize("text", [table(), HEADER + "\n1,lonely,2,1\n"], ids=["table", "nothing to test on"])
+def test_a_large_table_is_read_once_a_host(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = population(tmp_path, text)
+    monkeypatch.setenv(nodecache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(nodecache, "LEAST_BYTES", 1)
+    population(tmp_path, text)
+    with monkeypatch.context() as others:
+        others.setattr(csv_table, "_read", lambda *_: pytest.fail("read again"))
+        again = population(tmp_path, text)
+    assert again.data_sha256() == plain.data_sha256() and again.n_classes == plain.n_classes
+    assert tuple(again.test_clients()) == tuple(plain.test_clients())
+    for client in range(plain.n_clients):
+        assert again.client_name(client) == plain.client_name(client)
+        pairs = [(again.shard(client), plain.shard(client))]
+        pairs += [(again.test_shard(client), plain.test_shard(client))] if client in plain.test_clients() else []
+        for a, b in pairs:
+            assert np.array_equal(a.x, b.x) and np.array_equal(a.y, b.y) and a.y.dtype == b.y.dtype
+    if plain.n_clients > 1:  # another seed is another copy
+        assert not np.array_equal(population(tmp_path, text, seed=1).test_shard(1).x, plain.test_shard(1).x)
+
+
+def test_a_large_table_that_is_damaged_is_refused_by_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(nodecache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(nodecache, "LEAST_BYTES", 1)
+    for _ in range(2):
+        with pytest.raises(DataError, match="line 3: column 'a' is 'x'"):
+            population(tmp_path, HEADER + "\n1,s,2,1\nx,s,2,1\n")

@@ -62,6 +62,9 @@ class InlineTransport:
         self._worker.settle(command.commit, command.discard)
         return ()
 
+    def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
+        return ()
+
     def poll(self) -> Sequence[Message]:
         while self._jobs:
             job = self._jobs.popleft()

@@ -18,6 +18,7 @@ from mpi4py import MPI
 
 from fedsim.comm import wire
 from fedsim.comm.losses import Abandoned, Orphaned, is_death
+from fedsim.comm.nodes import PRIVATE, Ledger, Shelf, Shown
 from fedsim.comm.openmpi import stop_yielding
 from fedsim.comm.pieces import PIECE, spans
 from fedsim.comm.sleeping import wake_in_time
@@ -55,12 +56,15 @@ class _Pending(NamedTuple):
 
 
 class _Coming(NamedTuple):
-    """Rows on their way to a worker: versions by number, or states by client."""
+    """Rows on their way to a worker: versions by number, or states by client. `slot`: where a version is received that
+    others of the node are shown; `is_others`: another worker receives it."""
 
     numbers: Sequence[int]
-    requests: list[MPI.Request]
+    requests: Sequence[MPI.Request | Shown]
     rows: Row
     is_state: bool
+    slot: int = PRIVATE
+    is_others: bool = False
 
 
 class Channels(NamedTuple):
@@ -129,8 +133,12 @@ class Outbox:
 class MpiTransport:
     """Rank zero's end: workers are ranks 1 to size-1, indices one less."""
 
-    def __init__(self, channels: Channels, lengths: Lengths, metric_names: Sequence[str]) -> None:
+    def __init__(
+        self, channels: Channels, lengths: Lengths, metric_names: Sequence[str], ledger: Ledger | None = None
+    ) -> None:
         self._channels = channels
+        self._ledger = ledger or Ledger([None] * (channels.commands.size - 1))
+        self._orphans: dict[int, list[tuple[int, int]]] = {}
         self.n_workers = channels.commands.size - 1
         self._lengths = lengths
         self._metric_names = metric_names
@@ -148,11 +156,23 @@ class MpiTransport:
     def send(self, worker: int, command: Command, versions: Sequence[Row], states_nS: Float32 | None = None) -> None:
         if worker in self._dead:
             return
+        if self._ledger.shares(worker):
+            command, versions = self._placed(worker, command, versions)
         try:
             self._send(worker, wire.encode_command(command), versions, states_nS)
         except MPI.Exception as error:  # the next poll finds the worker dead, and says so
             if not is_death(error):
                 raise
+
+    def _placed(self, worker: int, command: Command, versions: Sequence[Row]) -> tuple[Command, Sequence[Row]]:
+        """The command with the places of the versions that are coming, and those of them that travel to this worker."""
+        self._ledger.forget(worker, command.forget)
+        places = [self._ledger.place(worker, version) for version in command.coming]
+        travelling = [vector for vector, place in zip(versions, places, strict=True) if place % 2]  # as is PRIVATE
+        return command._replace(places=places), travelling
+
+    def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
+        return self._orphans.pop(worker, ())
 
     def _send(self, worker: int, data: wire.Bytes, versions: Sequence[Row], states_nS: Float32 | None) -> None:
         rank, outbox = worker + 1, self._outboxes[worker]
@@ -200,6 +220,7 @@ class MpiTransport:
         if not is_death(error):
             raise error
         self._dead.add(worker)
+        self._orphans[worker] = self._ledger.lose(worker)
         self._receives[worker] = None
         self._outboxes[worker].abandon(self._abandoned)
         for entry in self._pending:
@@ -293,8 +314,10 @@ class WorkerChannel:
         lengths: Lengths,
         clock: Callable[[], float],
         watch: Watched,
+        shelf: Shelf | None = None,
     ) -> None:
         self._watch = watch
+        self._shelf = shelf
         self._channels = channels
         self._core = core
         self._lengths = lengths
@@ -329,7 +352,7 @@ class WorkerChannel:
             else:
                 self._wait(backoff)
         self._reply(wire.encode_stopped(self._core.counters))
-        while not self._outbox.advance() or self._coming:
+        while not self._outbox.advance() or not all(come.is_others for come in self._coming):
             self._learn_arrived()
             backoff.sleep()
 
@@ -374,6 +397,10 @@ class WorkerChannel:
             self._reply(wire.encode_summed(self._core.counters), self._core.total().total_P)
         if command.coming:
             self._core.before_versions()
+        if command.places:
+            for version, place in zip(command.coming, command.places, strict=True):
+                self._expect_at(version, place)
+            command = command._replace(coming=())
         start = 0
         for n in bundles(len(command.coming), self._lengths.version):
             rows = empty_rows(n, self._lengths.version, self._lengths.version_type)
@@ -386,19 +413,48 @@ class WorkerChannel:
         if command.tasks or command.evaluate != NO_VERSION or command.settles or command.collect:
             self._jobs.append(command._replace(fetch=()))  # those go first
 
-    def _expect(self, numbers: Sequence[int], rows: Row, is_state: bool) -> None:
+    def _expect_at(self, version: int, place: int) -> None:
+        """A version comes to a place, see `Ledger.place`."""
+        if place == PRIVATE:
+            rows = empty_rows(1, self._lengths.version, self._lengths.version_type)
+            self._expect([version], rows, is_state=False)
+            return
+        assert self._shelf is not None
+        slot, is_mine = divmod(place, 2)
+        if is_mine:
+            self._expect([version], self._shelf.row(slot), is_state=False, slot=slot)
+        else:
+            shown = Shown(self._shelf, slot, version)
+            self._coming.append(_Coming([version], [shown], self._shelf.read(slot), is_state=False, is_others=True))
+
+    def _expect(self, numbers: Sequence[int], rows: Row, is_state: bool, slot: int = PRIVATE) -> None:
         requests = _irecv(self._channels.versions, rows.reshape(-1), 0, self._channels.piece)
-        self._coming.append(_Coming(numbers, requests, rows, is_state))
+        self._coming.append(_Coming(numbers, requests, rows, is_state, slot))
         self._core.counters.received_bytes += rows.nbytes
 
     def _learn_arrived(self) -> None:
-        while self._coming and all(request.Test() for request in self._coming[0].requests):
-            numbers, _, rows, is_state = self._coming.popleft()
-            if is_state:
-                self._core.adopt(numbers, rows)
-                continue
-            for version, vector_P in zip(numbers, rows, strict=True):
-                self._core.learn(version, vector_P)
+        """Takes what is there whole, in any order: what another worker receives may be waiting for us."""
+        if not self._coming:
+            return
+        learned: set[int] = set()
+        still: list[_Coming] = []
+        for come in self._coming:
+            if not all(request.Test() for request in come.requests):
+                still.append(come)
+            elif come.is_state:
+                self._core.adopt(come.numbers, come.rows)
+            else:
+                self._learn(come)
+                learned.update(come.numbers)
+        # what was to come from a worker that died came by another way
+        self._coming = deque(come for come in still if not (come.is_others and learned.issuperset(come.numbers)))
+
+    def _learn(self, come: _Coming) -> None:
+        if come.slot != PRIVATE:
+            assert self._shelf is not None
+            self._shelf.show(come.slot, come.numbers[0])
+        for version, vector_P in zip(come.numbers, come.rows, strict=True):
+            self._core.learn(version, vector_P)
 
     def _await_versions(self, command: Command) -> None:
         """Returns when the versions that a command needs are in; waiting counts as waiting."""

@@ -29,6 +29,8 @@ class Command(NamedTuple):
     `collect` asks for all states.
     Where workers sum updates themselves, `add` names held ones to be summed, with their `weights`; `total` asks for
     the sum.
+    Where the workers of a node share memory for versions, `places` says for each that is coming where it is
+    (`fedsim.comm.nodes`); the transport fills it in.
     """
 
     tasks: Sequence[Task] = ()
@@ -47,6 +49,7 @@ class Command(NamedTuple):
     add: Sequence[int] = ()
     weights: Sequence[float] = ()
     total: bool = False
+    places: Sequence[int] = ()
 
     @property
     def settles(self) -> bool:
@@ -165,6 +168,12 @@ class Transport(Protocol):
 
     def send(self, worker: int, command: Command, versions: Sequence[Row], states_nS: Float32 | None = None) -> None:
         """Sends a command, the versions it announces as coming and the states to adopt; returns at once."""
+
+    def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
+        """(living worker, version) for what has to be sent again, because the worker that died was to hand it on.
+
+        Asked once, when its death is known.
+        """
 
     def poll(self) -> Sequence[Message]:
         """The messages that have come in whole; returns at once."""

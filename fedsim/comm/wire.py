@@ -1,6 +1,6 @@
 """Messages as bytes: fixed little-endian records behind a fixed header, nothing pickled.
 
-A command (server to worker) is a header of twelve int64 words, then the lists it counts. A reply (worker to server) is
+A command (server to worker) is a header of int64 words, then the lists it counts. A reply (worker to server) is
 a header of eight int64 words, the worker's counters, then its records. Both are bounded: `MAX_TASKS` tasks a group.
 """
 
@@ -49,8 +49,8 @@ REPORT = np.dtype(
 
 _WORDS = 8
 _HEADER_BYTES = 8 * _WORDS
-_COMMAND_HEADER_BYTES = 8 * 13
-_N_LISTS = 8
+_COMMAND_HEADER_BYTES = 8 * 14
+_N_LISTS = 9
 COMMAND_BYTES = _COMMAND_HEADER_BYTES + MAX_TASKS * TASK.itemsize + (_N_LISTS + 1) * 8 * MAX_TASKS
 REPLY_BYTES = _HEADER_BYTES + 8 * N_COUNTERS + max(MAX_TASKS * REPORT.itemsize, MAX_TEXT_BYTES)
 
@@ -78,16 +78,16 @@ def decode_command(data: Bytes) -> Command:
     lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
     tasks = [_task(record) for record in records]
     send = [bool(record[7]) for record in records]
-    coming, forget, fetch, drop, commit, discard, adopt, add = lists
+    coming, forget, fetch, drop, commit, discard, adopt, add, places = lists
     weights = data[after : after + 8 * len(add)].view("<f8").tolist()
-    last = (bool(collect), stop > 1, add, weights, bool(total))
+    last = (bool(collect), stop > 1, add, weights, bool(total), places)
     return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *last)
 
 
 def _lists(command: Command) -> tuple[Sequence[int], ...]:
     """The lists of numbers in a command, in their order."""
     first = (command.coming, command.forget, command.fetch, command.drop)
-    return (*first, command.commit, command.discard, command.adopt, command.add)
+    return (*first, command.commit, command.discard, command.adopt, command.add, command.places)
 
 
 def _task(record: Sequence[Any]) -> Task:

@@ -332,15 +332,18 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
         transport: Transport = InlineTransport(worker, caller.stop_requested, watch.beat)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
     from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+    from fedsim.comm.nodes import open_nodes
 
+    n_shared = made.n_version_values if made.config.compression.versions == "float32" else 0  # others are unpacked
+    nodes = open_nodes(caller.world.comm, n_shared, made.bounds.worker_versions)
     channels = Channels.open(caller.world.comm)
     lengths = lengths_of(made)
     if caller.world.rank == 0:
-        transport = MpiTransport(channels, lengths, made.metric_names)
+        transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
     worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
     with watch:
-        WorkerChannel(channels, worker, lengths, clock, watch).serve()
+        WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
     return None
 
 

@@ -25,6 +25,10 @@ class Shelves:
         """For how many further versions tasks may be posted to a worker."""
         return self._bound - len(self._tasks[worker])
 
+    def known(self, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of (worker, version) where the version is at the worker, or on its way there."""
+        return [(worker, version) for worker, version in places if version in self._users[worker]]
+
     def is_used_by_tasks(self, worker: int, version: int) -> bool:
         """Whether a task posted there uses the version."""
         return version in self._tasks[worker]

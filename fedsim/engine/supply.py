@@ -103,9 +103,8 @@ class Supply:
         self._n_unserviced = 0
         self._group_s = 0.0  # what training a group takes, as of late
         self._last_sign_s = clock()
-        self.n_retrained = 0
+        self.n_retrained, self.waiting_s = 0, 0.0
         self.lost: LostError | None = None  # set when no worker is left
-        self.waiting_s = 0.0
 
     # ------------------------------------------------------------------ what the engine asks for
 
@@ -487,6 +486,8 @@ class Supply:
             self.lost = LostError(f"lost: {message.text}, and what its clients kept: go on from the last checkpoint")
             return
         self._shelves.lose(worker)
+        for other, version in self._shelves.known(self._transport.orphans(worker)):
+            self._post(other, Command(coming=[version]))
         self._adding.asked.discard(worker)
         self._host_of = among(self._living, len(self._desks), self._home_of)
         desk, self._desks[worker] = self._desks[worker], Desk()

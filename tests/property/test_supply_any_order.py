@@ -83,6 +83,9 @@ class Network:
         model.n_evaluating += command.evaluate != NO_VERSION
         model.commands.append((command, [vector_P.copy() for vector_P in versions], model.n_evaluating))
 
+    def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
+        return ()
+
     def poll(self) -> Sequence[Message]:
         self.polls_in_vain += 1
         assert self.polls_in_vain < PATIENCE, "nothing moves any more"

@@ -102,6 +102,9 @@ class Shuffled:
         if command.tasks:
             self._jobs[worker].append(lambda: core.train(command.tasks, command.send, lambda: None))
 
+    def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
+        return ()
+
     def poll(self) -> Sequence[Message]:
         ready = [jobs for jobs in self._jobs if jobs]
         if not ready or self._draws.random() < 0.3:

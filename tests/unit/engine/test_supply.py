@@ -34,6 +34,9 @@ class Post:
         assert [float(vector_P[0]) for vector_P in versions] == list(command.coming)
         self.sent.append((worker, command))
 
+    def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
+        return ()
+
     def poll(self) -> Sequence[Message]:
         messages, self.inbox = self.inbox, []
         return messages

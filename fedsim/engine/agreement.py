@@ -27,6 +27,8 @@ class Statement:
     layout: str = ""
     device: str = ""
     environment: Mapping[str, str] | None = None
+    cores: str = ""
+    memory_nodes: str = ""
 
 
 def agree(mine: Statement, gather: Callable[[Statement], list[Statement]], allow_mixed: bool) -> list[Statement]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedsim import configfile
 from fedsim.aggregation.marked import ATTACKED
-from fedsim.engine import resume
+from fedsim.engine import resume, topology
 from fedsim.engine.agreement import Statement
 from fedsim.engine.launching import World
 from fedsim.engine.plan import Plan
@@ -75,9 +75,18 @@ def _attack(made: Plan) -> dict[str, Attribute]:
 
 def _facts(made: Plan, statements: Sequence[Statement], caller: Caller) -> RunFacts:
     config = made.config
+    local = topology.local_ranks([said.host for said in statements])
     places = [
-        RankPlace(said.rank, said.host, said.device, (said.environment or {}).get("cpu_capability", ""))
-        for said in statements
+        RankPlace(
+            said.rank,
+            said.host,
+            said.device,
+            (said.environment or {}).get("cpu_capability", ""),
+            local[i],
+            said.cores,
+            said.memory_nodes,
+        )
+        for i, said in enumerate(statements)
     ]
     return RunFacts(
         name=config.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -57,6 +58,15 @@ class Desk:
     ready: Queue = field(default_factory=list)
     n_groups: int = 0
     n_rows: int = 0
+
+
+def in_turn(workers: Sequence[int], first: int) -> Sequence[int]:
+    """The workers, ascending, from `first` on, then those before it: so no rank, and no host, is always served first.
+
+    >>> in_turn([0, 1, 3, 4], 2)
+    [3, 4, 0, 1]
+    """
+    return [*(w for w in workers if w >= first), *(w for w in workers if w < first)] if first else workers
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedsim.aggregation.fixed import FixedSum
 from fedsim.comm import faults
 from fedsim.comm.faults import Trouble
 from fedsim.config import RunConfig, StopConfig
-from fedsim.engine import attempts, resume
+from fedsim.engine import attempts, resume, topology
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.evaluations import Evaluations
@@ -219,6 +219,8 @@ def _prepare(make: Callable[[], Plan], caller: Caller) -> tuple[Plan, _Here]:
             layout=made.layout.checksum,
             device=devices.describe(chosen),
             environment=devices.environment_signature(made.config, chosen),
+            cores=topology.cores(),
+            memory_nodes=topology.memory_nodes(topology.cores()),
         )
     except FedsimError as error:
         mine = Statement(world.rank, host, error=str(error), error_type=type(error))

@@ -41,7 +41,7 @@ from fedsim.comm.transport import (
 )
 from fedsim.engine import losses
 from fedsim.engine.adding import Adding
-from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State
+from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State, in_turn
 from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
@@ -100,7 +100,7 @@ class Supply:
         self._evaluating: list[list[int]] = [[] for _ in range(transport.n_workers)]  # versions
         self._settling = settling
         self._n_server_rows = 0  # here or on the way
-        self._n_unserviced = 0
+        self._n_unserviced = self._next_worker = 0
         self._group_s = 0.0  # what training a group takes, as of late
         self._last_sign_s = clock()
         self.n_retrained, self.waiting_s = 0, 0.0
@@ -272,7 +272,7 @@ class Supply:
             self._put_first(due)
             self._make_way(due)
         for n_groups in range(self._bounds.n_groups):  # nobody gets a second group before everybody has one
-            for worker in self._living:
+            for worker in in_turn(self._living, self._next_worker):
                 desk = self._desks[worker]
                 if desk.n_groups == n_groups:
                     self._post_group(worker, desk, due)
@@ -380,6 +380,7 @@ class Supply:
         send = [self._grant(item is due) for item in group]
         for item, granted in zip(group, send, strict=True):
             item.state, item.worker, item.granted = State.POSTED, worker, granted
+        self._next_worker = worker + 1
         desk.n_groups += 1
         desk.n_rows += len(group)
         self._post(worker, Command([item.task for item in group], send, coming))
@@ -440,9 +441,9 @@ class Supply:
                 self._request(item, requests)
             heapq.heappop(self._held)
         for worker, numbers in requests.items():
-            # Rows that come together live in one buffer until the last is consumed: no more than a group's.
-            for start in range(0, len(numbers), self._bounds.group_size):
-                self._post(worker, Command(fetch=numbers[start : start + self._bounds.group_size]))
+            n = self._bounds.group_size  # rows that come together live in one buffer until the last is consumed
+            for start in range(0, len(numbers), n):
+                self._post(worker, Command(fetch=numbers[start : start + n]))
 
     @staticmethod
     def _request(item: Item, requests: dict[int, list[int]]) -> None:
@@ -503,9 +504,8 @@ class Supply:
                 self._forget(item)
             else:
                 self._enqueue(item)
-        evaluating, self._evaluating[worker] = self._evaluating[worker], []
-        for version in evaluating:
-            self._post_evaluation(version)
+        while self._evaluating[worker]:
+            self._post_evaluation(self._evaluating[worker].pop(0))
 
     def _failed(self, message: Failed) -> None:
         """Tries a failed task again elsewhere, or gives it up, or ends the run, as is asked for.

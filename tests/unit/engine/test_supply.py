@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fedsim.comm.transport import Backoff, Command, Counters, Delivered, Evaluat
 from fedsim.engine.supply import Bounds, Supply
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import ClientError, StalledError, WorkerError
-from fedsim.schedule.placement import ANY_WORKER
+from fedsim.schedule.placement import ANY_WORKER, placement
 from fedsim.types import EvaluationRow, Float32, Task, TaskReport
 
 WIDE = Bounds(group_size=2, n_groups=2, server_rows=100, worker_rows=100, worker_versions=100)
@@ -303,10 +303,10 @@ def test_an_idle_worker_gets_part_of_a_group_only_when_the_server_waits() -> Non
 
     def train_it() -> None:
         posted.extend(case.posted())
-        case.trained([26], [True])
+        case.trained([26], [True], posted[-1][0])
 
     case.supply.bring(26, train_it)
-    assert posted == [(0, [26], [True])]
+    assert [group[1:] for group in posted] == [([26], [True])]
 
 
 def test_wall_arrivals_come_in_their_order_once() -> None:
@@ -320,3 +320,30 @@ def test_wall_arrivals_come_in_their_order_once() -> None:
         case.trained([task], [True], worker=task)
     case.supply.cancel(3)
     assert case.supply.arrivals() == [2, 0, 1] and case.supply.arrivals() == []
+
+
+@pytest.mark.parametrize("on_wall", [False, True])
+def test_no_worker_is_favoured_where_any_may_take_a_task(on_wall: bool) -> None:
+    """One task at a time, and the workers next to the server answer at once: each of them gets as many tasks."""
+    bounds = replace(WIDE, reserve=0) if on_wall else WIDE
+    case = Case(bounds, n_workers=5, host_of=lambda client: ANY_WORKER)
+    counts = [0] * 5
+    for number in range(40):
+        case.submit(float(number), first=number)
+        case.supply.pump(None if on_wall else case.supply._items[number])
+        [(worker, tasks, sent)] = case.posted()
+        counts[worker] += 1
+        case.trained(tasks, sent, worker)
+        case.supply.take(number)
+    assert counts == [8] * 5
+
+
+def test_placements_know_of_workers_only_not_of_hosts() -> None:
+    """Clients are dealt evenly, so a host gets as many as it has workers, the server's like any other."""
+    sizes = np.random.default_rng(0).integers(1, 100, 7000)
+    kinds: tuple[Literal["home", "balanced"], ...] = ("home", "balanced")
+    for kind in kinds:
+        host_of = placement(kind, 7, sizes)
+        hosts = np.array([host_of(client) for client in range(7000)])
+        loads = np.bincount(hosts, weights=sizes if kind == "balanced" else None, minlength=7)
+        assert loads.max() - loads.min() <= (sizes.max() if kind == "balanced" else 1)

@@ -64,7 +64,8 @@ def test_commands(
     added = data.draw(st.lists(st.tuples(NUMBERS, st.floats(0, 1e9)), max_size=6))
     sums = ([number for number, _ in added], [weight for _, weight in added], data.draw(st.booleans()))
     states = (commit, discard, adopt, collect, False)
-    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop, *states, *sums)
+    places = data.draw(st.lists(st.integers(-1, 2**40), max_size=6))
+    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop, *states, *sums, places)
     back = wire.decode_command(in_a_buffer(wire.encode_command(command), wire.COMMAND_BYTES))
     assert len(back.tasks) == len(tasks) and all(map(same, back.tasks, tasks))
     assert back[1:] == command[1:]
@@ -152,7 +153,7 @@ def test_the_largest_messages_fit() -> None:
     tasks = [task(k) for k in range(n)]
     many = list(range(2**62, 2**62 + n))
     sums = (many, [0.1 * k for k in range(n)], True)
-    command = Command(tasks, [True] * n, many, many, many, many, 5, False, many, many, many, True, False, *sums)
+    command = Command(tasks, [True] * n, many, many, many, many, 5, False, many, many, many, True, False, *sums, many)
     data = wire.encode_command(command)
     assert data.size == wire.COMMAND_BYTES and wire.decode_command(data)[1:] == command[1:]
     reports = [TaskReport(k, 1, 2, 3, 0.0, 0.0, 0.0, 0.0) for k in range(n)]

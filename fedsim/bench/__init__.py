@@ -151,21 +151,25 @@ def _schedule(options: Options, concurrency: int) -> int:
     "--repeat", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds; medians count."
 )
 @click.option(
+    "--points", type=click.Path(path_type=Path), metavar="FILE", help="Add the rounds to those of former calls there."
+)
+@click.option(
     "--seconds", type=click.FloatRange(0.5), default=6.0, show_default=True, metavar="S", help="Length of a run."
 )
 @click.option(
     "--forecast", type=click.Path(path_type=Path), metavar="DIR", help="Write forecast.md and forecast.png there."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def _twin(repeat: int, seconds: float, forecast: Path | None, as_json: bool) -> int:
+def _twin(repeat: int, points: Path | None, seconds: float, forecast: Path | None, as_json: bool) -> int:
     """Fit a model of the engine to runs of 2 and 4 ranks, and compare its predictions with other runs.
 
     The tasks of these runs sleep, so that there may be more ranks than cores. With --forecast the model is then asked
-    about 64 to 65,536 ranks.
+    about 64 to 65,536 ranks. With --points the rounds can be run in several calls, and count together.
     """
     from fedsim.bench.twin.measure import measure
 
-    return Options(as_json, repeat, 0, (), None).report(lambda launcher: measure(launcher, repeat, seconds, forecast))
+    options = Options(as_json, repeat, 0, (), None)
+    return options.report(lambda launcher: measure(launcher, repeat, seconds, forecast, points))
 
 
 @bench.command("node", short_help="Whether a host holds its data once.")

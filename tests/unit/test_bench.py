@@ -37,7 +37,7 @@ OPTIONS = {
     "checkpoint": [*SHARED, "--workers"],
     "population": [*SHARED, "--clients"],
     "schedule": [*SHARED, "--concurrency"],
-    "twin": ["--repeat", "--seconds", "--forecast", "--json"],
+    "twin": ["--repeat", "--points", "--seconds", "--forecast", "--json"],
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
     "apply": ["--json", "--repeat", "--sizes"],
     "engine": [*SHARED, "--workers", "--cases"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from fedsim.bench.twin import measure
 from fedsim.bench.twin.forecast import MODELS, OPTIONS, forecast, look_ahead, look_ahead_markdown, markdown, plot
 from fedsim.bench.twin.model import Job, Machine, Twin, limit_per_s
 from fedsim.bench.twin.pingpong import SIZES_BYTES, latency_and_byte_s
+from fedsim.errors import DataError
 
 FREE = Machine(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 COSTS = Machine(2e-4, 2e-9, 0.0, 5e-4, 0.0, 5e-6, 1e-10)
+SHARED = replace(COSTS, task_s=2e-3, task_cpu_s=1.5e-3, cores=2)
 
 
 def test_a_free_server_is_never_in_the_way() -> None:
@@ -61,18 +64,43 @@ def test_a_ping_pong_is_a_line() -> None:
     assert latency_s == pytest.approx(3e-6, rel=0.1) and byte_s == pytest.approx(2e-10, rel=0.1)
 
 
-def test_the_fit_finds_the_machine_that_made_the_points() -> None:
+def test_cores_bound_what_all_ranks_compute_together() -> None:
+    """40 workers want more than two cores: these give what they have, however long tasks sleep beside."""
+    for group_s in (0.001, 0.02):
+        job = Job(n_workers=40, n_in_flight=2000, group_s=group_s, model_bytes=0.0, is_ordered=False)
+        said = Twin(SHARED, job).run(20_000)
+        assert said.updates_per_s == pytest.approx(2 / (SHARED.task_cpu_s + SHARED.update_s), rel=0.03)
+    alone = Job(n_workers=1, n_in_flight=500, group_s=0.01, model_bytes=0.0, is_ordered=False)
+    few, many = (Twin(replace(SHARED, cores=n), alone).run(5000).updates_per_s for n in (2, 0))
+    assert few == pytest.approx(many, rel=0.01), "two ranks have a core each"
+
+
+@pytest.mark.parametrize("true", [COSTS, SHARED])
+def test_the_fit_finds_the_machine_that_made_the_points(true: Machine) -> None:
     def point(ranks: int, task_s: float) -> measure.Point:
-        said = Twin(COSTS, measure.job_of(ranks, task_s), seed=5).run(30_000)
-        return measure.Point(ranks, task_s, said.updates_per_s, 0.03 + said.server_busy)  # 3 % of polling
+        said = Twin(true, measure.job_of(ranks, task_s), seed=5).run(30_000)
+        rate = said.updates_per_s
+        return measure.Point(ranks, task_s, rate, 0.03 + said.server_busy, rate * true.task_cpu_s)  # 3 % of polling
 
     fitted = [point(ranks, measure.FIT_TASK_S) for ranks in measure.FIT_RANKS]
-    found = measure.fit(fitted, COSTS.latency_s, COSTS.message_byte_s, COSTS.update_byte_s)
-    assert found.update_s == pytest.approx(COSTS.update_s, rel=0.1)
-    assert found.task_s == pytest.approx(COSTS.task_s, rel=0.3)
+    found = measure.fit(fitted, true.latency_s, true.message_byte_s, true.update_byte_s, true.cores)
+    assert found.update_s == pytest.approx(true.update_s, rel=0.1)
+    assert found.task_s == pytest.approx(true.task_s, rel=0.3)
     for ranks, task_s in ((3, 0.02), (9, 0.02), (5, 0.01), (9, 0.04)):
         other = point(ranks, task_s)
         assert measure.predicted(found, other) == pytest.approx(other.updates_per_s, rel=0.02)
+
+
+def test_points_of_former_calls_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    assert measure.read_points(path) == []
+    one = {"ranks": 2, "task_s": 0.02, "updates_per_s": 46.0, "server_cpu_share": 0.1, "workers_cpu_share": 0.2}
+    path.write_text(json.dumps([one] * measure._POINTS_A_ROUND))
+    assert measure.read_points(path) == [measure.Point(2, 0.02, 46.0, 0.1, 0.2)] * measure._POINTS_A_ROUND
+    for text in ("[1]", "{", json.dumps([{**one, "x": 1}]), json.dumps([{"ranks": 2}]), json.dumps([one])):
+        path.write_text(text)
+        with pytest.raises(DataError, match="points"):
+            measure.read_points(path)
 
 
 def test_a_forecast_has_a_line_for_each_way_to_run(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from fedsim.bench.twin.model import Job, Machine, Twin
 from fedsim.bench.twin.pingpong import latency_and_byte_s
 from fedsim.comm.faults import VARIABLE
 from fedsim.config import FedAsyncRule
+from fedsim.errors import DataError
+from fedsim.record.writer import one_line
 from fedsim.types import TaskReport, Update
 
 CLIENTS = 2000
@@ -33,6 +35,8 @@ OTHER_RANKS = (3, 5, 6, 7, 8, 9)
 FIT_TASK_S = 0.02
 OTHER_TASKS_S = (0.01, 0.04)
 WITHIN = Target(most=10.0)
+_ENDS = (3, 5, 9)  # ranks that the other task lengths are run on
+_POINTS_A_ROUND = len(FIT_RANKS + OTHER_RANKS) + len(OTHER_TASKS_S) * len(_ENDS)
 _RULE_SIZES = (10_000, 1_000_000, 10_000_000)
 
 Found = Mapping[str, Any]
@@ -40,23 +44,35 @@ Found = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """A run: ranks, the mean length of its tasks, and what was measured of it."""
+    """A run: ranks, the mean length of its tasks, and what was measured of it.
+
+    `workers_cpu_share` is the processor time of all workers together, in cores.
+    """
 
     ranks: int
     task_s: float
     updates_per_s: float
     server_cpu_share: float
+    workers_cpu_share: float
 
 
-def measure(launcher: Launcher, repeat: int, seconds: float, folder: Path | None = None) -> Report:
+def measure(
+    launcher: Launcher, repeat: int, seconds: float, folder: Path | None = None, kept: Path | None = None
+) -> Report:
     """The report: every point in turn, `repeat` times, each run of about so many seconds.
+
+    The points of former calls that the file `kept` holds count, too, and it holds these afterwards.
 
     A forecast for many more ranks goes to `folder`, if one is given: its error band is what the rounds' own fits say
     of rank zero's costs, and the largest error seen.
     """
     length_s, byte_s = ping_pong(launcher)
-    points = [point for i in range(repeat) for point in _round(launcher, i, seconds)]
-    machine = fit([p for p in points if is_fitted(p)], length_s, byte_s, rule_byte_s())
+    points = [] if kept is None else read_points(kept)
+    points += [point for i in range(repeat) for point in _round(launcher, i, seconds)]
+    if kept is not None:
+        kept.write_text(json.dumps([vars(point) for point in points], indent=1), encoding="utf-8")
+    cores = launcher.machine.usable_cores
+    machine = fit([p for p in points if is_fitted(p)], length_s, byte_s, rule_byte_s(), cores)
     errors = {key: _error(machine, of) for key, of in _by_place(points).items() if not is_fitted(of[0])}
     figures = [
         Figure.of(f"{ranks} ranks, tasks of {1e3 * task_s:g} ms: twin less engine", [error], "%", Target(-10.0, 10.0))
@@ -66,35 +82,53 @@ def measure(launcher: Launcher, repeat: int, seconds: float, folder: Path | None
     figures.append(Figure.of("largest error", [worst], "%", WITHIN))
     figures += [Figure.of(name, [value], unit) for name, value, unit in _costs(machine)]
     if folder is not None:
-        write_forecast(folder, machine, _spread(points, length_s, byte_s), max(worst / 100.0, 0.02))
+        write_forecast(folder, machine, _spread(points, length_s, byte_s, cores), max(worst / 100.0, 0.02))
     return Report(
         bench="twin",
         machine=launcher.machine,
         what=f"FedAsync, {IN_FLIGHT} tasks in flight that sleep; fitted at {FIT_RANKS} ranks and {FIT_TASK_S} s a task",
-        settings={"repeat": repeat, "seconds": seconds, "set": list(launcher.overrides)},
+        settings={"repeat": len(points) // _POINTS_A_ROUND, "seconds": seconds, "set": list(launcher.overrides)},
         figures=figures,
         runs=[{**vars(point), "twin_per_s": predicted(machine, point)} for point in points],
     )
 
 
-def _spread(points: Sequence[Point], latency_s: float, byte_s: float) -> float:
+def _spread(points: Sequence[Point], latency_s: float, byte_s: float, cores: int) -> float:
     """By what factor rank zero's costs may be off: the rounds' own fits beside each other, a quarter at least."""
     fitted = [point for point in points if is_fitted(point)]
     n = len(FIT_RANKS)
-    own = [fit(fitted[i : i + n], latency_s, byte_s, 0.0).update_s for i in range(0, len(fitted), n)]
+    own = [fit(fitted[i : i + n], latency_s, byte_s, 0.0, cores).update_s for i in range(0, len(fitted), n)]
     return max(max(own) / max(min(own), 1e-9), 1.25)
 
 
 def write_forecast(folder: Path, machine: Machine, spread: float, error: float) -> None:
     """Writes `forecast.md`, tables, and `forecast.png`, plots, into a folder that is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = forecast(machine, spread, error)
+    rows = forecast(replace(machine, cores=0), spread, error)  # a core for each rank
     plot(rows, folder / "forecast.png")
     costs = ", ".join(f"{name} {value:.4g} {unit}" for name, value, unit in _costs(machine))
     text = f"Fitted costs: {costs}. Band: rank zero's costs times or over {spread:.2f}, "
     text += f"predictions off by {100 * error:.0f} %.\n\n{markdown(rows)}\n"
     text += look_ahead_markdown(look_ahead()) + "\n"
     (folder / "forecast.md").write_text(text, encoding="utf-8")
+
+
+def read_points(path: Path) -> list[Point]:
+    """The points that former calls left in a file; none if it is not there.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        said: Any = json.loads(path.read_text(encoding="utf-8"))
+        points = [Point(int(each.pop("ranks")), **{k: float(v) for k, v in each.items()}) for each in said]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise DataError(f"{path}: not a file of points that fedsim bench twin wrote: {one_line(error)}") from None
+    if len(points) % _POINTS_A_ROUND:
+        raise DataError(f"{path}: {len(points)} points, allowed: whole rounds of {_POINTS_A_ROUND}")
+    return points
 
 
 def is_fitted(point: Point) -> bool:
@@ -104,7 +138,7 @@ def is_fitted(point: Point) -> bool:
 
 def _round(launcher: Launcher, i: int, seconds: float) -> list[Point]:
     places = [(ranks, FIT_TASK_S) for ranks in sorted(FIT_RANKS + OTHER_RANKS)]
-    places += [(ranks, task_s) for task_s in OTHER_TASKS_S for ranks in (3, 5, 9)]
+    places += [(ranks, task_s) for task_s in OTHER_TASKS_S for ranks in _ENDS]
     return [_point(launcher, f"{i}-{ranks}-{1e3 * task_s:g}", ranks, task_s, seconds) for ranks, task_s in places]
 
 
@@ -117,9 +151,11 @@ def _point(launcher: Launcher, name: str, ranks: int, task_s: float, seconds: fl
     config |= {"placement": "dynamic", "record": {"flush_s": max(0.1, seconds / 20.0)}}
     ran = launcher.run(name, config, ranks - 1, {VARIABLE: f"sleep:{task_s}"})
     window = steady(ran.run)
-    point = Point(ranks, task_s, window.updates_per_s, share_of_time(ran.run, 0, "cpu_s", window))
+    server, *workers = [share_of_time(ran.run, rank, "cpu_s", window) for rank in range(ranks)]
+    point = Point(ranks, task_s, window.updates_per_s, server, sum(workers))
     launcher.say(
-        f"{name}: {point.updates_per_s:.1f} updates/s, rank zero {100 * point.server_cpu_share:.1f} % of a core"
+        f"{name}: {point.updates_per_s:.1f} updates/s, rank zero {100 * point.server_cpu_share:.1f} % of a core, "
+        f"workers {point.workers_cpu_share:.2f} cores"
     )
     return point
 
@@ -156,11 +192,12 @@ def predicted(machine: Machine, point: Point) -> float:
     return Twin(machine, job_of(point.ranks, point.task_s)).run(20_000).updates_per_s
 
 
-def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: float) -> Machine:
-    """The machine that explains the points: two numbers are fitted, the others were measured apart.
+def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: float, cores: int) -> Machine:
+    """The machine of so many cores that explains the points: three numbers are fitted, the others were measured apart.
 
     Rank zero's time an update is the slope of its processor time over the rate (what it takes at rest is its
-    polling). A worker's overhead a task is what is left of a worker's time beside the task itself.
+    polling). A worker's overhead a task is what is left of a worker's time beside the task itself; what of it needs
+    a core is the workers' processor time over the rate.
     """
     rates = np.array([point.updates_per_s for point in points])
     shares = np.array([point.server_cpu_share for point in points])
@@ -177,7 +214,10 @@ def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: f
         task_byte_s=0.0,
         latency_s=latency_s,
         message_byte_s=byte_s,
+        cores=cores,
+        task_cpu_s=float(np.mean([point.workers_cpu_share / point.updates_per_s for point in points])),
     )
+    machine = replace(machine, task_s=max(machine.task_s, machine.task_cpu_s))
     return _corrected(machine, points)
 
 
@@ -185,7 +225,7 @@ def _corrected(machine: Machine, points: Sequence[Point]) -> Machine:
     """The worker's overhead once more, less what the twin itself accounts for by waiting."""
     for _ in range(3):
         off = [(p.ranks - 1) / p.updates_per_s - (p.ranks - 1) / predicted(machine, p) for p in points]
-        machine = replace(machine, task_s=max(machine.task_s + float(np.mean(off)), 0.0))
+        machine = replace(machine, task_s=max(machine.task_s + float(np.mean(off)), machine.task_cpu_s))
     return machine
 
 
@@ -222,6 +262,7 @@ def _costs(machine: Machine) -> list[tuple[str, float, str]]:
         ("rank zero an update", 1e6 * machine.update_s, "us"),
         ("rank zero a megabyte", 1e12 * machine.update_byte_s, "us"),
         ("a worker's overhead a task", 1e6 * machine.task_s, "us"),
+        ("of which on a core", 1e6 * machine.task_cpu_s, "us"),
         ("latency of a message", 1e6 * machine.latency_s, "us"),
         ("a megabyte in a message", 1e12 * machine.message_byte_s, "us"),
     ]

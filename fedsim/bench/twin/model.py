@@ -2,8 +2,10 @@
 
 Rank zero does one thing at a time: it takes a reply, consumes the updates that are due, posts groups. A worker has
 two groups at most, one in training. Tasks are due in virtual time, so an update that is in early waits for those due
-before it, as in `fedsim.engine.supply`. A message costs latency, and its bytes cost time on rank zero's link, which
-carries one message at a time in each direction (LogGP's L + o and G; Alexandrov et al., SPAA 1995).
+before it, as in `fedsim.engine.supply`. Where ranks are more than cores, whatever computes waits for one: rank zero at
+its service, a worker at what its task takes of a processor. Cores go to who asked first. A message costs latency, and
+its bytes cost time on rank zero's link, which carries one message at a time in each direction (LogGP's L + o and G;
+Alexandrov et al., SPAA 1995).
 What it leaves out: contention in the network beyond rank zero's link, evaluations, checkpoints, and noise.
 """
 
@@ -26,7 +28,8 @@ class Machine:
     """What things cost. Times in seconds, of one core; those with `_byte_s` are seconds a byte.
 
     `update_s` and `update_byte_s` are rank zero's for an update, all in: taking it, applying it, recording it, posting
-    the next task. `group_s` is what it pays for a group's messages besides. `task_s` is a worker's overhead a task.
+    the next task. `group_s` is what it pays for a group's messages besides. `task_s` is a worker's overhead a task, of
+    which `task_cpu_s` needs a core. All ranks share so many `cores`; with 0 each has one of its own.
     """
 
     update_s: float
@@ -36,6 +39,8 @@ class Machine:
     task_byte_s: float
     latency_s: float
     message_byte_s: float
+    task_cpu_s: float = 0.0
+    cores: int = 0
 
     def scaled(self, factor: float) -> Machine:
         """The same with rank zero's costs times `factor`: for error bands."""
@@ -80,10 +85,12 @@ class Outcome(NamedTuple):
 
 
 class _Worker:
-    __slots__ = ("busy_s", "free_at_s", "known", "n_groups")
+    __slots__ = ("at_work", "busy_s", "free_at_s", "known", "n_groups", "waiting")
 
     def __init__(self) -> None:
         self.n_groups = 0
+        self.at_work = False
+        self.waiting: tuple[int, float] | None = None  # the next group: its number, and when it was in
         self.free_at_s = 0.0
         self.busy_s = 0.0
         self.known = -1  # the newest version it has
@@ -106,7 +113,9 @@ class Twin:
         self._due: list[tuple[float, int]] = []
         self._ready: list[tuple[float, int, int]] = []
         self._here: set[int] = set()
+        self._asleep: list[tuple[float, int, int, int]] = []  # tasks by when they need a core
         self._replies: list[tuple[float, int, int, int]] = []
+        self._cores = [0.0] * machine.cores  # when each is free
         self._n_sent = 0
 
     def run(self, n_updates: int) -> Outcome:
@@ -137,8 +146,20 @@ class Twin:
         return self._block.popleft()
 
     def _works(self, seconds: float) -> None:
-        self._now_s += seconds
+        """Rank zero computes: after those who asked for a core before it."""
+        if self._cores:
+            while self._asleep and self._asleep[0][0] <= self._now_s:
+                self._wake()
+        self._now_s = self._on_a_core(self._now_s, seconds)
         self._busy_s += seconds
+
+    def _on_a_core(self, asked_s: float, seconds: float) -> float:
+        """When a computation ends that was asked for then."""
+        if not self._cores:
+            return asked_s + seconds
+        end_s = max(asked_s, self._cores[0]) + seconds
+        heapq.heapreplace(self._cores, end_s)
+        return end_s
 
     def _dispatch(self, virtual_s: float) -> None:
         """A task starts from the newest version; it is due when its update would reach the server."""
@@ -152,6 +173,8 @@ class Twin:
 
     def _take_reply(self) -> None:
         """Takes the next reply, consumes what is due, posts what is ready."""
+        while self._asleep and (not self._replies or self._asleep[0][0] < self._replies[0][0]):
+            self._wake()
         sent_s, _, worker, group = heapq.heappop(self._replies)
         taken_s = self._reply_bytes() * self._machine.message_byte_s
         self._link_in_s = max(self._link_in_s, sent_s) + taken_s
@@ -203,11 +226,32 @@ class Twin:
         if worker.n_groups < _N_GROUPS:
             self._wanting[worker.n_groups].append(index)
         self._link_out_s = max(self._link_out_s, self._now_s) + sent_s
+        in_s = self._link_out_s + machine.latency_s
+        if worker.at_work:
+            worker.waiting = (number, in_s)
+        else:
+            self._start(index, number, max(worker.free_at_s, in_s))
+
+    def _start(self, index: int, number: int, start_s: float) -> None:
+        """A worker begins with a group: it comes to need a core when all else of it is over."""
+        worker, machine, job = self._workers[index], self._machine, self._job
         length_s = self._group_length_s()
-        worker.free_at_s = max(worker.free_at_s, self._link_out_s + machine.latency_s) + length_s
+        worker.at_work = True
         worker.busy_s += length_s
         self._n_sent += 1
-        heapq.heappush(self._replies, (worker.free_at_s, self._n_sent, index, number))
+        asked_s = start_s + length_s - job.group * machine.task_cpu_s
+        heapq.heappush(self._asleep, (asked_s, self._n_sent, index, number))
+
+    def _wake(self) -> None:
+        """The task that is the first to need a core gets one, and its worker goes on with its next group."""
+        asked_s, order, index, number = heapq.heappop(self._asleep)
+        worker = self._workers[index]
+        worker.free_at_s = self._on_a_core(asked_s, self._job.group * self._machine.task_cpu_s)
+        worker.at_work = False
+        heapq.heappush(self._replies, (worker.free_at_s, order, index, number))
+        if worker.waiting is not None:
+            (following, in_s), worker.waiting = worker.waiting, None
+            self._start(index, following, max(worker.free_at_s, in_s))
 
     def _reply_bytes(self) -> float:
         job = self._job

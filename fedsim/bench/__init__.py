@@ -146,6 +146,16 @@ def _schedule(options: Options, concurrency: int) -> int:
     return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, concurrency))
 
 
+@bench.command("cohort", short_help="10,000 clients a version, summed by the workers.")
+@_shared(updates=30_000, repeat=1)
+@_count("--cohort", 10_000, 10, "Clients a version.")
+def _cohort(options: Options, cohort: int) -> int:
+    """Run rounds of a tiny model on 2, 3 and 5 ranks: the same bits, and how many bytes reach rank zero a version."""
+    from fedsim.bench.cohort import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, cohort))
+
+
 @bench.command("twin", short_help="A model of the engine beside the engine, and its forecast.")
 @click.option(
     "--repeat", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds; medians count."

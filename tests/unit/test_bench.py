@@ -37,6 +37,7 @@ OPTIONS = {
     "checkpoint": [*SHARED, "--workers"],
     "population": [*SHARED, "--clients"],
     "schedule": [*SHARED, "--concurrency"],
+    "cohort": [*SHARED, "--cohort"],
     "twin": ["--repeat", "--points", "--seconds", "--forecast", "--json"],
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
     "apply": ["--json", "--repeat", "--sizes"],

@@ -10,7 +10,7 @@ Nothing here has a state. Adding a purpose never moves another purpose's values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 UInt64 = NDArray[np.uint64]
+# Draws of a client's tasks, as `uniforms` makes them: seed, purpose, client, tasks (T,), draws a task.
+Uniforms = Callable[[int, "Purpose", int, NDArray[np.int64], int], NDArray[np.float64]]
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF

@@ -163,14 +163,25 @@ class BaseRule:
         return math.nan
 
 
-def planned_weights(rule: Rule, n_samples: Int64, staleness: Int64) -> Float64:
+def planned_weights(weight_of: Callable[[int, int], float], n_samples: Int64, staleness: Int64) -> Float64:
     """The weights (R,) of updates by their samples and staleness, both (R,): NaN where the rule cannot say beforehand.
 
-    A staleness of -1 stands for an update that was not consumed: its weight is NaN.
+    `weight_of` is the rule's `planned_weight`. A staleness of -1 stands for an update that was not consumed: its weight
+    is NaN.
     """
     span = int(staleness.max(initial=-1)) + 2
-    keys, where = np.unique(n_samples * span + staleness + 1, return_inverse=True)
-    weights = [
-        math.nan if key % span == 0 else rule.planned_weight(key // span, key % span - 1) for key in keys.tolist()
-    ]
-    return np.array(weights, np.float64)[where]
+    keys = n_samples * span + staleness + 1
+    least = int(keys.min(initial=0))
+    if keys.size and int(keys.max()) - least < 2 * keys.size:  # clients of much the same size: no need to sort
+        where = keys - least
+        found = np.flatnonzero(np.bincount(where))
+        table = np.empty(int(where.max()) + 1)
+        table[found] = [_weight(weight_of, key, span) for key in (found + least).tolist()]
+        by_key: Float64 = table[where]
+        return by_key
+    keys, where = np.unique(keys, return_inverse=True)
+    return np.array([_weight(weight_of, key, span) for key in keys.tolist()], np.float64)[where]
+
+
+def _weight(weight_of: Callable[[int, int], float], key: int, span: int) -> float:
+    return math.nan if key % span == 0 else weight_of(key // span, key % span - 1)

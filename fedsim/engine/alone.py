@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fedsim.record.writer import RecordWriter
+
+_KEPT_WEIGHTS = 2**16
 
 
 def history(made: Plan) -> Alone:
@@ -50,6 +53,7 @@ class AloneRun:
         self._stop_requested = stop_requested
         self._watchers = watchers
         self._pending_weight = 0.0
+        self._weight_of = lru_cache(maxsize=_KEPT_WEIGHTS)(made.rule.planned_weight)
         self.pulse = Pulse()
 
     def run(self) -> str:
@@ -72,7 +76,7 @@ class AloneRun:
         tasks, versions = block.tasks, block.versions
         n = tasks.task.size
         none, minus = np.full(n, np.nan), np.full(n, -1)
-        weights = planned_weights(self._made.rule, tasks.n_samples, tasks.staleness)
+        weights = planned_weights(self._weight_of, tasks.n_samples, tasks.staleness)
         n_extra = len(self._made.rule.scalar_names)
         # fmt: off
         self._record.extend_columns("tasks", (

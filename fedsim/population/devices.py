@@ -20,7 +20,7 @@ from fedsim.config import DevicesConfig, LinkConfig
 from fedsim.population.availability import build_availability
 from fedsim.population.laws import Law, build_law
 from fedsim.population.windows import ROUNDING
-from fedsim.seeding import Purpose
+from fedsim.seeding import Purpose, Uniforms
 from fedsim.types import Float64, Int64
 
 V = TypeVar("V")
@@ -187,11 +187,11 @@ class Devices:
         u, v = _columns(seeding.uniforms(self._seed, Purpose.COMPUTE_TIME, 0, tasks, 2))
         return u.tolist(), v.tolist(), self._lost(tasks).tolist()
 
-    def _lost(self, tasks: Int64) -> NDArray[np.bool_]:
+    def _lost(self, tasks: Int64, uniforms: Uniforms = seeding.uniforms) -> NDArray[np.bool_]:
         """Whether each task's update gets lost."""
         if self._loss_probability == 0.0:
             return np.zeros(tasks.shape, np.bool_)
-        lost: NDArray[np.bool_] = seeding.uniforms(self._seed, Purpose.LOSS, 0, tasks, 1)[:, 0] < self._loss_probability
+        lost: NDArray[np.bool_] = uniforms(self._seed, Purpose.LOSS, 0, tasks, 1)[:, 0] < self._loss_probability
         return lost
 
     # ------------------------------------------------------------------------------------------ in columns
@@ -201,19 +201,20 @@ class Devices:
         """Whether what is drawn for a task depends on its number alone, and not on its client."""
         return not self._time.by_client
 
-    def task_draws(self, first: int, n: int) -> tuple[Float64, NDArray[np.bool_]]:
+    def task_draws(
+        self, first: int, n: int, uniforms: Uniforms = seeding.uniforms
+    ) -> tuple[Float64, NDArray[np.bool_]]:
         """Seconds a unit of work, and whether the update gets lost, of tasks `first` and on: each of shape (n,).
 
-        Only where `draws_by_task` holds. Equal bit for bit to what `plan` draws.
+        Only where `draws_by_task` holds. Equal bit for bit to what `plan` draws. `uniforms` may be a faster function
+        that gives what `seeding.uniforms` gives.
         """
         assert self.draws_by_task
         tasks = np.arange(first, first + n)
-        lost = self._lost(tasks)
+        lost = self._lost(tasks, uniforms)
         if self._time.fixed is not None:
             return np.full(n, self._time.fixed), lost
-        drawn: Float64 = self._time.draw(
-            *_columns(seeding.uniforms(self._seed, Purpose.COMPUTE_TIME, 0, tasks, 2)), None
-        )
+        drawn: Float64 = self._time.draw(*_columns(uniforms(self._seed, Purpose.COMPUTE_TIME, 0, tasks, 2)), None)
         return drawn, lost
 
     def profiles(self, clients: Int64) -> tuple[Float64, Float64, Float64]:

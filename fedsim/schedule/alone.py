@@ -29,6 +29,7 @@ from fedsim.config import (
 from fedsim.errors import StalledError
 from fedsim.schedule.policies import Step
 from fedsim.schedule.schedule import Schedule
+from fedsim.seeding import Uniforms
 from fedsim.types import Float64, Int64, Outcome
 
 
@@ -40,7 +41,7 @@ class Devices(Protocol):
     @property
     def draws_by_task(self) -> bool: ...
 
-    def task_draws(self, first: int, n: int) -> tuple[Float64, NDArray[np.bool_]]: ...
+    def task_draws(self, first: int, n: int, uniforms: Uniforms) -> tuple[Float64, NDArray[np.bool_]]: ...
 
     def profiles(self, clients: Int64) -> tuple[Float64, Float64, Float64]: ...
 

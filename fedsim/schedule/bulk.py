@@ -13,7 +13,8 @@ from fedsim.errors import StalledError
 from fedsim.schedule import compiled
 from fedsim.schedule.alone import Block, Federation, TaskColumns, VersionColumns
 from fedsim.schedule.compiled import Draws, Flight, Idle, People, Rows, Rules
-from fedsim.seeding import Purpose, uniforms
+from fedsim.schedule.draws import uniforms
+from fedsim.seeding import Purpose
 from fedsim.types import Float64, Int64
 
 _ROWS = 2**15  # of a block at least: its columns stay in a core's cache while they are filled and written
@@ -80,7 +81,7 @@ class ScheduleAlone:
         first = int(self._flight.n[compiled.NEXT_TASK])
         n = max(_DRAWS, self._rules.n_slots)
         choice = uniforms(self._seed, Purpose.SELECTION, 0, np.arange(first, first + n), 1)[:, 0]
-        unit_s, lost = self._federation.devices.task_draws(first, n)
+        unit_s, lost = self._federation.devices.task_draws(first, n, uniforms)
         self._draws = Draws(first, np.ascontiguousarray(choice), unit_s, lost)
 
     def _task_columns(self) -> TaskColumns:

@@ -20,9 +20,14 @@ from fedsim.types import Float64, Int64
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _compiled(function: F) -> F:
+def machine_code(function: F) -> F:
     """The function as machine code, kept on the disk between processes; types as those of the function."""
     return cast(F, numba.njit(cache=True)(function))
+
+
+def inlined(function: F) -> F:
+    """`machine_code` that becomes part of its callers: arrays that are handed on are not counted there."""
+    return cast(F, numba.njit(cache=True, forceinline=True)(function))
 
 
 # Why `advance` returned.
@@ -135,7 +140,7 @@ class Rows(NamedTuple):
 # ------------------------------------------------------------------------------------------- idle positions
 
 
-@_compiled
+@inlined
 def _n_bits(x: Any) -> int:
     """Bits set in a 64-bit word."""
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -144,7 +149,7 @@ def _n_bits(x: Any) -> int:
     return int((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@_compiled
+@inlined
 def kth_idle(idle: Any, k: int) -> int:
     """The position of the k-th idle one, counted from 0."""
     region = 0
@@ -168,7 +173,7 @@ def kth_idle(idle: Any, k: int) -> int:
     return int(at * 64 + _n_bits(lowest - np.uint64(1)))
 
 
-@_compiled
+@inlined
 def set_idle(idle: Any, position: int, change: int) -> None:
     """Marks a position idle (`change` 1) or busy (-1)."""
     idle.words[position >> 6] ^= np.uint64(1) << np.uint64(position & 63)
@@ -179,7 +184,7 @@ def set_idle(idle: Any, position: int, change: int) -> None:
 # ---------------------------------------------------------------------------------------------- the queue
 
 
-@_compiled
+@inlined
 def _is_before(flight: Any, a: int, b: int) -> bool:
     """Whether the event of slot `a` comes before that of `b`: by time, arrivals before losses, by number."""
     if flight.arrival_s[a] != flight.arrival_s[b]:
@@ -189,7 +194,7 @@ def _is_before(flight: Any, a: int, b: int) -> bool:
     return bool(flight.task[a] < flight.task[b])
 
 
-@_compiled
+@inlined
 def _push(flight: Any, slot: int, at: int) -> None:
     """Puts a slot into the heap of `at` slots."""
     heap = flight.heap
@@ -202,7 +207,7 @@ def _push(flight: Any, slot: int, at: int) -> None:
     heap[at] = slot
 
 
-@_compiled
+@inlined
 def _pop(flight: Any, n: int) -> int:
     """Takes the first slot out of the heap of `n` slots."""
     heap = flight.heap
@@ -226,12 +231,12 @@ def _pop(flight: Any, n: int) -> int:
 # --------------------------------------------------------------------------------------------- the events
 
 
-@_compiled
+@inlined
 def _of(values: Any, position: int) -> Any:
     return values[0] if values.size == 1 else values[position]
 
 
-@_compiled
+@inlined
 def _openings(rules: Any, flight: Any) -> int:
     """How many tasks may start."""
     n = flight.n
@@ -241,7 +246,7 @@ def _openings(rules: Any, flight: Any) -> int:
     return int(rules.n_slots - n[N_FLIGHT] - waiting)
 
 
-@_compiled
+@inlined
 def _dispatch(rules: Any, people: Any, idle: Any, draws: Any, flight: Any, n_open: int) -> None:
     """Starts tasks now, from the current version, and opens a round where there are rounds."""
     n, now_s = flight.n, flight.t[NOW_S]
@@ -268,7 +273,7 @@ def _dispatch(rules: Any, people: Any, idle: Any, draws: Any, flight: Any, n_ope
         flight.t[DEADLINE_S] = now_s + rules.deadline_s
 
 
-@_compiled
+@inlined
 def _end(idle: Any, flight: Any, rows: Any, slot: int, outcome: int, arrival_s: float) -> None:
     """Writes the row of a task that is out of the queue, and frees its slot and client."""
     n, at = flight.n, rows.n[0]
@@ -287,7 +292,7 @@ def _end(idle: Any, flight: Any, rows: Any, slot: int, outcome: int, arrival_s: 
     n[N_FREE] += 1
 
 
-@_compiled
+@inlined
 def _abort_round(idle: Any, flight: Any, rows: Any) -> int:
     """Ends what is still out, in the order of dispatch; returns how many tasks that were."""
     n = flight.n
@@ -299,7 +304,7 @@ def _abort_round(idle: Any, flight: Any, rows: Any) -> int:
     return int(n_out)
 
 
-@_compiled
+@inlined
 def _merge(rules: Any, flight: Any, rows: Any) -> None:
     """Makes a version of what was consumed since the last one."""
     n, at = flight.n, rows.n[1]
@@ -314,7 +319,7 @@ def _merge(rules: Any, flight: Any, rows: Any) -> None:
         n[IS_OVER] = 1
 
 
-@_compiled
+@inlined
 def _consume(idle: Any, flight: Any, rows: Any, slot: int) -> None:
     n = flight.n
     staleness = n[VERSION] - flight.base_version[slot]
@@ -326,7 +331,7 @@ def _consume(idle: Any, flight: Any, rows: Any, slot: int) -> None:
     n[N_HELD] += 1
 
 
-@_compiled
+@inlined
 def _close_round(idle: Any, flight: Any, rows: Any) -> bool:
     """Aborts the late ones; whether anything arrived, which makes a version."""
     n = flight.n
@@ -337,7 +342,7 @@ def _close_round(idle: Any, flight: Any, rows: Any) -> bool:
     return bool(arrived)
 
 
-@_compiled
+@inlined
 def _take_event(rules: Any, idle: Any, flight: Any, rows: Any) -> None:
     """Handles the next event: an arrival, a loss, or the end of the open round."""
     n = flight.n
@@ -370,14 +375,14 @@ def _take_event(rules: Any, idle: Any, flight: Any, rows: Any) -> None:
         n[IS_OVER] = 1
 
 
-@_compiled
+@inlined
 def _next_s(flight: Any) -> float:
     """When the next event is due: infinite if there is none."""
     first_s = flight.arrival_s[flight.heap[0]] if flight.n[N_FLIGHT] > 0 else math.inf
     return float(min(first_s, flight.t[DEADLINE_S]))
 
 
-@_compiled
+@machine_code
 def advance(rules: Any, people: Any, idle: Any, draws: Any, flight: Any, rows: Any) -> int:
     """Goes on until something is needed or the end is reached; returns which (`FINISHED`, ...)."""
     n = flight.n
@@ -405,7 +410,7 @@ def advance(rules: Any, people: Any, idle: Any, draws: Any, flight: Any, rows: A
     return FINISHED
 
 
-@_compiled
+@machine_code
 def weight_sums(weights: Float64, applied_version: Int64, first_version: int, sums: Float64) -> None:
     """Adds each weight to the sum of its version, in the order of rows: `sums[i]` is that of `first_version` + i.
 

@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from fedsim import seeding
+from fedsim.aggregation.rule import planned_weights
 from fedsim.config import DevicesConfig, ScheduleConfig, StopConfig
 from fedsim.errors import StalledError
 from fedsim.population.devices import Devices
-from fedsim.schedule import alone, bulk, compiled
+from fedsim.schedule import alone, bulk, compiled, draws
 from fedsim.schedule.building import build_policy
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import Domain, Selection
+from fedsim.seeding import Purpose
 from fedsim.types import Int64, Outcome
 
 SMALL = st.integers(1, 9)
@@ -187,3 +190,27 @@ def test_weights_are_added_up_in_the_order_of_rows() -> None:
     sums = np.array([0.25, 0.0])
     compiled.weight_sums(weights, np.array([3, 3, -1, 3, 4, 4]), 3, sums)
     assert sums.tolist() == [((0.25 + 1e16) + 1.0) - 1e16, 9.0]
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**45), st.integers(0, 2**45), st.sampled_from([1, 2]))
+@settings(max_examples=30, deadline=None)
+def test_compiled_draws_are_those_of_the_streams(seed: int, client: int, first: int, n: int) -> None:
+    tasks = np.arange(first, first + 5)
+    for purpose in (Purpose.SELECTION, Purpose.LOSS):
+        assert np.array_equal(
+            draws.uniforms(seed, purpose, client, tasks, n), seeding.uniforms(seed, purpose, client, tasks, n)
+        )
+
+
+@given(st.lists(st.tuples(st.sampled_from([3, 4, 900, 10**6]), st.integers(-1, 12)), max_size=40), st.booleans())
+def test_planned_weights_are_the_rule_s_one_by_one(rows: list[tuple[int, int]], alike: bool) -> None:
+    n_samples = np.array([7 if alike else n for n, _ in rows], np.int64)
+    staleness = np.array([s for _, s in rows], np.int64)
+
+    def weight_of(n: int, s: int) -> float:
+        return n / (1 + s) ** 0.5
+
+    wanted = [
+        math.nan if s < 0 else weight_of(n, s) for n, s in zip(n_samples.tolist(), staleness.tolist(), strict=True)
+    ]
+    assert np.array_equal(planned_weights(weight_of, n_samples, staleness), wanted, equal_nan=True)

@@ -161,7 +161,10 @@ def _cohort(options: Options, cohort: int) -> int:
     "--repeat", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Rounds; medians count."
 )
 @click.option(
-    "--points", type=click.Path(path_type=Path), metavar="FILE", help="Add the rounds to those of former calls there."
+    "--points",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep each run there, and go on with what a former call kept.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(0.5), default=6.0, show_default=True, metavar="S", help="Length of a run."
@@ -174,7 +177,7 @@ def _twin(repeat: int, points: Path | None, seconds: float, forecast: Path | Non
     """Fit a model of the engine to runs of 2 and 4 ranks, and compare its predictions with other runs.
 
     The tasks of these runs sleep, so that there may be more ranks than cores. With --forecast the model is then asked
-    about 64 to 65,536 ranks. With --points the rounds can be run in several calls, and count together.
+    about 64 to 65,536 ranks. With --points the runs can be made in several calls, which go on where the last one was stopped.
     """
     from fedsim.bench.twin.measure import measure
 

@@ -94,10 +94,12 @@ def test_the_fit_finds_the_machine_that_made_the_points(true: Machine) -> None:
 def test_points_of_former_calls_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     assert measure.read_points(path) == []
-    one = {"ranks": 2, "task_s": 0.02, "updates_per_s": 46.0, "server_cpu_share": 0.1, "workers_cpu_share": 0.2}
-    path.write_text(json.dumps([one] * measure._POINTS_A_ROUND))
-    assert measure.read_points(path) == [measure.Point(2, 0.02, 46.0, 0.1, 0.2)] * measure._POINTS_A_ROUND
-    for text in ("[1]", "{", json.dumps([{**one, "x": 1}]), json.dumps([{"ranks": 2}]), json.dumps([one])):
+    rest = {"updates_per_s": 46.0, "server_cpu_share": 0.1, "workers_cpu_share": 0.2}
+    made = [measure.Point(ranks, task_s, *rest.values()) for ranks, task_s in (*measure.PLACES, *measure.PLACES[:3])]
+    path.write_text(json.dumps([vars(point) for point in made]))
+    assert measure.read_points(path) == made, "a round and a part of one"
+    one = {"ranks": 2, "task_s": 0.02, **rest}
+    for text in ("[1]", "{", json.dumps([{**one, "x": 1}]), json.dumps([{"ranks": 2}]), json.dumps([one, one])):
         path.write_text(text)
         with pytest.raises(DataError, match="points"):
             measure.read_points(path)

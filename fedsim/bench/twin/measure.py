@@ -35,8 +35,10 @@ OTHER_RANKS = (3, 5, 6, 7, 8, 9)
 FIT_TASK_S = 0.02
 OTHER_TASKS_S = (0.01, 0.04)
 WITHIN = Target(most=10.0)
-_ENDS = (3, 5, 9)  # ranks that the other task lengths are run on
-_POINTS_A_ROUND = len(FIT_RANKS + OTHER_RANKS) + len(OTHER_TASKS_S) * len(_ENDS)
+PLACES = [  # of a round, in their order: ranks and the length of tasks
+    *((ranks, FIT_TASK_S) for ranks in sorted(FIT_RANKS + OTHER_RANKS)),
+    *((ranks, task_s) for task_s in OTHER_TASKS_S for ranks in (3, 5, 9)),
+]
 _RULE_SIZES = (10_000, 1_000_000, 10_000_000)
 
 Found = Mapping[str, Any]
@@ -61,16 +63,17 @@ def measure(
 ) -> Report:
     """The report: every point in turn, `repeat` times, each run of about so many seconds.
 
-    The points of former calls that the file `kept` holds count, too, and it holds these afterwards.
+    Each point is kept in the file `kept`; those that it holds already count, and are not run again.
 
     A forecast for many more ranks goes to `folder`, if one is given: its error band is what the rounds' own fits say
     of rank zero's costs, and the largest error seen.
     """
     length_s, byte_s = ping_pong(launcher)
     points = [] if kept is None else read_points(kept)
-    points += [point for i in range(repeat) for point in _round(launcher, i, seconds)]
-    if kept is not None:
-        kept.write_text(json.dumps([vars(point) for point in points], indent=1), encoding="utf-8")
+    for i in range(len(points), repeat * len(PLACES)):
+        points.append(_point(launcher, i // len(PLACES), *PLACES[i % len(PLACES)], seconds))
+        if kept is not None:
+            kept.write_text(json.dumps([vars(point) for point in points], indent=1), encoding="utf-8")
     cores = launcher.machine.usable_cores
     machine = fit([p for p in points if is_fitted(p)], length_s, byte_s, rule_byte_s(), cores)
     errors = {key: _error(machine, of) for key, of in _by_place(points).items() if not is_fitted(of[0])}
@@ -87,7 +90,7 @@ def measure(
         bench="twin",
         machine=launcher.machine,
         what=f"FedAsync, {IN_FLIGHT} tasks in flight that sleep; fitted at {FIT_RANKS} ranks and {FIT_TASK_S} s a task",
-        settings={"repeat": len(points) // _POINTS_A_ROUND, "seconds": seconds, "set": list(launcher.overrides)},
+        settings={"repeat": repeat, "seconds": seconds, "set": list(launcher.overrides)},
         figures=figures,
         runs=[{**vars(point), "twin_per_s": predicted(machine, point)} for point in points],
     )
@@ -126,8 +129,9 @@ def read_points(path: Path) -> list[Point]:
         return []
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise DataError(f"{path}: not a file of points that fedsim bench twin wrote: {one_line(error)}") from None
-    if len(points) % _POINTS_A_ROUND:
-        raise DataError(f"{path}: {len(points)} points, allowed: whole rounds of {_POINTS_A_ROUND}")
+    places = [(point.ranks, point.task_s) for point in points]
+    if any(place != PLACES[i % len(PLACES)] for i, place in enumerate(places)):
+        raise DataError(f"{path}: not the points of this benchmark in their order")
     return points
 
 
@@ -136,13 +140,8 @@ def is_fitted(point: Point) -> bool:
     return point.ranks in FIT_RANKS and point.task_s == FIT_TASK_S
 
 
-def _round(launcher: Launcher, i: int, seconds: float) -> list[Point]:
-    places = [(ranks, FIT_TASK_S) for ranks in sorted(FIT_RANKS + OTHER_RANKS)]
-    places += [(ranks, task_s) for task_s in OTHER_TASKS_S for ranks in _ENDS]
-    return [_point(launcher, f"{i}-{ranks}-{1e3 * task_s:g}", ranks, task_s, seconds) for ranks, task_s in places]
-
-
-def _point(launcher: Launcher, name: str, ranks: int, task_s: float, seconds: float) -> Point:
+def _point(launcher: Launcher, i: int, ranks: int, task_s: float, seconds: float) -> Point:
+    name = f"{i}-{ranks}-{1e3 * task_s:g}"
     n_updates = max(200, int(seconds * (ranks - 1) / task_s))
     config = configs.tiny(n_updates, CLIENTS)
     config["schedule"] = {"policy": "async", "concurrency": IN_FLIGHT}

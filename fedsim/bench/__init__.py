@@ -177,7 +177,8 @@ def _twin(repeat: int, points: Path | None, seconds: float, forecast: Path | Non
     """Fit a model of the engine to runs of 2 and 4 ranks, and compare its predictions with other runs.
 
     The tasks of these runs sleep, so that there may be more ranks than cores. With --forecast the model is then asked
-    about 64 to 65,536 ranks. With --points the runs can be made in several calls, which go on where the last one was stopped.
+    about 64 to 65,536 ranks. With --points the runs can be made in several calls: each goes on where the last one was
+    stopped.
     """
     from fedsim.bench.twin.measure import measure
 

@@ -46,8 +46,8 @@ def received(folder: Path) -> dict[int, float]:
     """Bytes of versions that each worker was sent."""
     from fedsim.record.reader import open_run
 
-    columns = open_run(folder).columns("workers", ["rank", "received_bytes"])
-    ranks, n_bytes = columns["rank"].tolist(), columns["received_bytes"].tolist()
+    columns = open_run(folder).columns("workers", ["worker", "received_bytes"])
+    ranks, n_bytes = columns["worker"].tolist(), columns["received_bytes"].tolist()
     return {rank: max(n for r, n in zip(ranks, n_bytes, strict=True) if r == rank) for rank in set(ranks) if rank > 0}
 
 

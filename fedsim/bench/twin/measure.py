@@ -192,15 +192,15 @@ def predicted(machine: Machine, point: Point) -> float:
 
 
 def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: float, cores: int) -> Machine:
-    """The machine of so many cores that explains the points: three numbers are fitted, the others were measured apart.
+    """The machine of so many cores that explains the points: four numbers are fitted, the others were measured apart.
 
-    Rank zero's time an update is the slope of its processor time over the rate (what it takes at rest is its
-    polling). A worker's overhead a task is what is left of a worker's time beside the task itself; what of it needs
-    a core is the workers' processor time over the rate.
+    Rank zero's time an update is the slope of its processor time over the rate; what it takes at rest is its polling.
+    A worker's overhead a task is what is left of a worker's time beside the task itself; what a task needs of a core is
+    the workers' processor time over the rate.
     """
     rates = np.array([point.updates_per_s for point in points])
     shares = np.array([point.server_cpu_share for point in points])
-    slope = float(np.polyfit(rates, shares, 1)[0])
+    slope, rest = (float(value) for value in np.polyfit(rates, shares, 1))
     per_update_s = max(slope, 0.25 * float((shares / rates).mean()))
     n_bytes = 4.0 * configs.TINY_PARAMETERS
     own_s = max(per_update_s - (rule_byte_s + 2.0 * byte_s) * n_bytes, 0.0)
@@ -214,9 +214,9 @@ def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: f
         latency_s=latency_s,
         message_byte_s=byte_s,
         cores=cores,
+        rest_cores=min(max(rest, 0.0), 0.5),
         task_cpu_s=float(np.mean([point.workers_cpu_share / point.updates_per_s for point in points])),
     )
-    machine = replace(machine, task_s=max(machine.task_s, machine.task_cpu_s))
     return _corrected(machine, points)
 
 
@@ -224,7 +224,7 @@ def _corrected(machine: Machine, points: Sequence[Point]) -> Machine:
     """The worker's overhead once more, less what the twin itself accounts for by waiting."""
     for _ in range(3):
         off = [(p.ranks - 1) / p.updates_per_s - (p.ranks - 1) / predicted(machine, p) for p in points]
-        machine = replace(machine, task_s=max(machine.task_s + float(np.mean(off)), machine.task_cpu_s))
+        machine = replace(machine, task_s=max(machine.task_s + float(np.mean(off)), 0.0))
     return machine
 
 
@@ -261,7 +261,8 @@ def _costs(machine: Machine) -> list[tuple[str, float, str]]:
         ("rank zero an update", 1e6 * machine.update_s, "us"),
         ("rank zero a megabyte", 1e12 * machine.update_byte_s, "us"),
         ("a worker's overhead a task", 1e6 * machine.task_s, "us"),
-        ("of which on a core", 1e6 * machine.task_cpu_s, "us"),
+        ("a task's time on a core", 1e6 * machine.task_cpu_s, "us"),
+        ("rank zero's polling", 100.0 * machine.rest_cores, "% of a core"),
         ("latency of a message", 1e6 * machine.latency_s, "us"),
         ("a megabyte in a message", 1e12 * machine.message_byte_s, "us"),
     ]

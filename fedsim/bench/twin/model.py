@@ -28,8 +28,9 @@ class Machine:
     """What things cost. Times in seconds, of one core; those with `_byte_s` are seconds a byte.
 
     `update_s` and `update_byte_s` are rank zero's for an update, all in: taking it, applying it, recording it, posting
-    the next task. `group_s` is what it pays for a group's messages besides. `task_s` is a worker's overhead a task, of
-    which `task_cpu_s` needs a core. All ranks share so many `cores`; with 0 each has one of its own.
+    the next task. `group_s` is what it pays for a group's messages besides. `task_s` is a worker's overhead a task,
+    `task_cpu_s` the processor time that a task takes in all, which may be spent beside what the task waits for.
+    All ranks share so many `cores`, of which rank zero's polling takes `rest_cores`; with 0 each has one of its own.
     """
 
     update_s: float
@@ -41,6 +42,7 @@ class Machine:
     message_byte_s: float
     task_cpu_s: float = 0.0
     cores: int = 0
+    rest_cores: float = 0.0
 
     def scaled(self, factor: float) -> Machine:
         """The same with rank zero's costs times `factor`: for error bands."""
@@ -116,6 +118,7 @@ class Twin:
         self._asleep: list[tuple[float, int, int, int]] = []  # tasks by when they need a core
         self._replies: list[tuple[float, int, int, int]] = []
         self._cores = [0.0] * machine.cores  # when each is free
+        self._stretch = machine.cores / (machine.cores - machine.rest_cores) if machine.cores else 1.0
         self._n_sent = 0
 
     def run(self, n_updates: int) -> Outcome:
@@ -157,7 +160,7 @@ class Twin:
         """When a computation ends that was asked for then."""
         if not self._cores:
             return asked_s + seconds
-        end_s = max(asked_s, self._cores[0]) + seconds
+        end_s = max(asked_s, self._cores[0]) + self._stretch * seconds
         heapq.heapreplace(self._cores, end_s)
         return end_s
 
@@ -239,7 +242,7 @@ class Twin:
         worker.at_work = True
         worker.busy_s += length_s
         self._n_sent += 1
-        asked_s = start_s + length_s - job.group * machine.task_cpu_s
+        asked_s = start_s + max(length_s - job.group * machine.task_cpu_s, 0.0)
         heapq.heappush(self._asleep, (asked_s, self._n_sent, index, number))
 
     def _wake(self) -> None:

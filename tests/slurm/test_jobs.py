@@ -54,7 +54,7 @@ def bits(summary: dict[str, Any]) -> tuple[str, str]:
 
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
-SHORT = ("--set", "stop.versions=40")
+SHORT = ("--set", "stop.versions=15")
 
 
 def test_the_bits_are_those_of_any_mpi_and_any_placement(cluster: Any, tmp_path: Path, inline: Any) -> None:
@@ -85,6 +85,7 @@ def test_the_bits_are_those_of_any_mpi_and_any_placement(cluster: Any, tmp_path:
             assert len(json.loads(str(run.attributes["hosts"]))) == int(out.name[-1])
 
 
+LESS = "stop.versions=32"  # enough to be interrupted in the middle
 SLOW = {"FEDSIM_INJECT": "sleep:0.1"}  # before each group: long enough to be interrupted, with the same bits
 
 
@@ -99,7 +100,7 @@ def rows(out: Path, table: str) -> int:
 def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster: Any, tmp_path: Path, inline: Any) -> None:
     """Pre-empted by a job of another partition: USR2, a checkpoint, exit code 75, requeued, and on from there."""
     out, config = tmp_path / "run", "configs/digits-buffered.yaml"
-    job = submitted(cluster, out, config, env=SLOW)
+    job = submitted(cluster, out, config, "--set", LESS, env=SLOW)
     cluster.until("some versions", lambda: rows(out, "versions") >= 8, 180)
     urgent = cluster.call(
         "sbatch", *f"--parsable -N2 --exclusive -p urgent -o {tmp_path}/urgent.out --wrap".split(), "true"
@@ -111,7 +112,7 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster: Any, tmp_path
     assert [attempt["status"] for attempt in run.attempts] == ["stopped", "done"], printed(out)
     assert run.attributes["slurm_restart_count"] == "1"
     assert run.attempts[0]["rows"]["versions"] >= 8, "it went on, and did not start again"
-    assert bits(run.summary()) == bits(inline(config))
+    assert bits(run.summary()) == bits(inline(config, LESS))
 
 
 def test_a_job_that_loses_a_node_goes_on_with_the_other_to_the_same_bits(
@@ -122,21 +123,21 @@ def test_a_job_that_loses_a_node_goes_on_with_the_other_to_the_same_bits(
     if cluster.mode != "namespaces":
         pytest.skip("a node cannot be taken away where both are processes of one host")
     out, config = tmp_path / "run", "configs/digits-buffered.yaml"
-    job = submitted(cluster, out, config, "--set", "checkpoint.every_versions=4", env=SLOW)
+    job = submitted(cluster, out, config, "--set", "checkpoint.every_versions=4", "--set", LESS, env=SLOW)
     cluster.until("a checkpoint", lambda: len(list(out.glob("checkpoint-*.h5"))) >= 2, 240)
     assert cluster.script("node", "off", "n2").returncode == 0
     assert cluster.ended(job, 300) == "COMPLETED", printed(out)
     run = open_run(out)
     assert [json.loads(str(attempt["hosts"])) for attempt in run.attempts] == [["n1", "n2"], ["n1"]], printed(out)
     assert run.attempts[0]["rows"]["versions"] >= 4, "it went on, and did not start again"
-    assert bits(run.summary()) == bits(inline(config))
+    assert bits(run.summary()) == bits(inline(config, LESS))
 
 
 def test_an_array_is_whole_after_an_element_was_killed_and_the_array_submitted_again(
     cluster: Any, tmp_path: Path, inline: Any
 ) -> None:
     out, config = tmp_path / "sweep", "configs/digits-buffered.yaml"
-    words = ("--vary", "seed=[1,2]", "--set", "stop.versions=30", "--nodes", "1", "--ranks", "3")
+    words = ("--vary", "seed=[1,2]", "--set", "stop.versions=20", "--nodes", "1", "--ranks", "3")
     array = submitted(cluster, out, config, *words, env=SLOW)
     killed = f"{array}_1"
     cluster.until("the second point", lambda: rows(out / "point-00001", "versions") >= 3, 240)
@@ -155,4 +156,17 @@ def test_an_array_is_whole_after_an_element_was_killed_and_the_array_submitted_a
         run = open_run(out / f"point-0000{number}")
         assert run.status == "done" and len(run.attempts) == number + 1
         assert run.attributes["slurm_array_task_id"] == str(number)
-        assert bits(run.summary()) == bits(inline(config, "stop.versions=30", f"seed={number + 1}"))
+        assert bits(run.summary()) == bits(inline(config, "stop.versions=20", f"seed={number + 1}"))
+
+
+def test_a_scaling_study_runs_on_one_node_and_on_two(cluster: Any, tmp_path: Path) -> None:
+    out, log = tmp_path / "scale", tmp_path / "log"
+    batch = f"--parsable --ntasks-per-node=2 -o {log} slurm/scale.sbatch configs/quickstart.yaml".split()
+    study = f"--workers 1 --repeat 1 --set stop.versions=15 --out {out}".split()
+    job = cluster.call("sbatch", *batch, *study).strip()
+    assert cluster.ended(job, 240) == "COMPLETED", log.read_text()
+    runs = json.loads((out / "scale.json").read_text())["runs"]
+    assert [(run["workers"], run["nodes"]) for run in runs] == [(1, 1), (1, 2)]
+    assert len({run["model_sha256"] for run in runs}) == 1
+    if cluster.mode == "namespaces":
+        assert [len(run["hosts"]) for run in runs] == [1, 2]

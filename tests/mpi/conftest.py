@@ -63,10 +63,11 @@ Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def start_program() -> Start:
-    """`start_program(n, *words)`: any program on n ranks of Open MPI."""
+    """`start_program(n, *words, tolerant=False)`: any program on n ranks of Open MPI."""
 
-    def starter(n: int, *words: str) -> subprocess.CompletedProcess[str]:
-        return _run(_parts([_open_mpi(), "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"], [(n, words)]), {})
+    def starter(n: int, *words: str, tolerant: bool = False) -> subprocess.CompletedProcess[str]:
+        launcher = [_open_mpi(), *(["--with-ft", "ulfm"] if tolerant else [])]
+        return _run(_parts([*launcher, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"], [(n, words)]), {})
 
     return starter
 

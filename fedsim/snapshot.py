@@ -7,7 +7,7 @@ which takes the state over. Names of parts are joined by slashes, as HDF5 joins 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ def real(snapshot: Snapshot, name: str) -> float:
 def of(state: Any) -> Snapshot:
     """Copies of a dataclass's fields: arrays, numbers, None, and dictionaries from whole numbers to arrays or numbers.
 
-    A dictionary becomes its keys in their order and a stack of its values, which all have one shape and type.
+    A dictionary becomes its keys in their order and a stack of its values, which all have one shape and type. A field
+    that is a dataclass itself becomes a part of its own.
     """
     found: Snapshot = {}
     for each in fields(state):
@@ -68,6 +69,8 @@ def of(state: Any) -> Snapshot:
         if isinstance(value, dict):
             found[f"{each.name}/keys"] = np.array(list(value), dtype=np.int64)
             found[f"{each.name}/values"] = np.array(list(value.values()))
+        elif is_dataclass(value):
+            found |= joined({each.name: of(value)})
         elif value is not None:
             found[each.name] = np.array(value)
     return found
@@ -83,6 +86,8 @@ def put(state: Any, snapshot: Snapshot) -> None:
         old = getattr(state, each.name)
         if isinstance(old, dict):
             setattr(state, each.name, _dictionary(snapshot, each.name))
+        elif is_dataclass(old):
+            put(old, part(snapshot, each.name))
         elif each.default is None and (old is None or each.name not in snapshot):
             found = snapshot.get(each.name)
             setattr(state, each.name, None if found is None else found.copy())

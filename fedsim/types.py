@@ -124,9 +124,13 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One line of an evaluation: `client` is -1 for the pooled or central test set; `metrics` by name."""
+    """One line of an evaluation: `client` is -1 for the pooled or central test set; `metrics` by name.
+
+    `is_personal`: of the client's second model, its own, not of the version.
+    """
 
     client: int
     n_samples: int
     loss: float
     metrics: dict[str, float]
+    is_personal: bool = False

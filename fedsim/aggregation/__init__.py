@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from fedsim import config as c
 from fedsim.aggregation.accumulate import Diagnostics, ServerState, published
@@ -78,6 +78,13 @@ def build(config: c.AggregationConfig, facts: Facts = ALONE) -> Rule:
     """The rule of a configuration, in the federation of `facts`. It holds no state but scratch memory: 256 KiB."""
     kind = type(config)
     return _PLAIN[kind](config) if kind in _PLAIN else _KNOWING[kind](config, facts)
+
+
+def payload(config: c.AggregationConfig) -> Literal["delta", "model"]:
+    """What the configuration's rule takes of clients: model differences or local models."""
+    rule: Any = (_PLAIN | _KNOWING)[type(config)]
+    found: Literal["delta", "model"] = rule.payload
+    return found
 
 
 def n_extras(config: c.AggregationConfig) -> int:

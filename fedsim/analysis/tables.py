@@ -35,6 +35,8 @@ def summary_table(run: Run, lies: Sequence[tuple[str, str]] = ()) -> Group:
     parts = [_overview(run, summary, lies)]
     if summary["metrics"]:
         parts.append(_metrics(summary["metrics"], ["loss", *run.metric_names]))
+    if summary["personal"]:
+        parts.append(_metrics(summary["personal"], ["loss", *run.metric_names], "Clients' second models"))
     return Group(*parts)
 
 
@@ -87,13 +89,13 @@ def _workers(run: Run) -> str:
     return f"{len(shares)} trained {min(shares):.0%} to {max(shares):.0%} of their time"
 
 
-def _metrics(metrics: dict[str, Any], names: list[str]) -> Table:
+def _metrics(metrics: dict[str, Any], names: list[str], what: str = "Evaluation") -> Table:
     """The last evaluation: a line a client, then the whole."""
     from rich.markup import escape
     from rich.table import Table
 
     clients = metrics.get("clients", {})
-    table = Table(title=f"Evaluation of version {metrics['version']}", title_justify="left")
+    table = Table(title=f"{what} of version {metrics['version']}", title_justify="left")
     table.add_column("test set")
     for name in ("samples", *names):
         table.add_column(escape(name), justify="right")
@@ -240,13 +242,13 @@ def _spread_json(value: Spread) -> dict[str, Any]:
 
 def _numbers(summary: dict[str, Any]) -> dict[str, float]:
     """The numbers of a run that can be averaged, without those that it lacks."""
-    metrics = dict(summary["metrics"] or {})
-    clients = metrics.pop("clients", {})
-    for name in ("version", "n_samples"):
-        metrics.pop(name, None)
-    found = {name: summary[name] for name in _COMPARED} | metrics
-    for client, scores in clients.items():
-        found |= {f"{name}/{client}": value for name, value in scores.items() if name != "n_samples"}
+    found = {name: summary[name] for name in _COMPARED}
+    for table, prefix in (("metrics", ""), ("personal", "personal ")):
+        metrics = dict(summary[table] or {})
+        clients = metrics.pop("clients", {})
+        found |= {f"{prefix}{name}": metrics[name] for name in metrics if name not in ("version", "n_samples")}
+        for client, scores in clients.items():
+            found |= {f"{prefix}{name}/{client}": value for name, value in scores.items() if name != "n_samples"}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

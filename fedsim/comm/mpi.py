@@ -276,7 +276,7 @@ class MpiTransport:
         self._pending.append(_Pending(worker, requests, total_P, lambda total_P: Summed(worker, total_P)))
 
     def _await_evaluation(self, worker: int, n: int, version: int) -> None:
-        table = np.empty((n, 3 + len(self._metric_names)), dtype=np.float64)
+        table = np.empty((n, 4 + len(self._metric_names)), dtype=np.float64)
 
         def finish(table: Any) -> Message:
             return Evaluated(worker, version, wire.evaluation_rows(table, self._metric_names))

@@ -167,13 +167,16 @@ def decode_failed(worker: int, body: Bytes) -> Failed:
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> Float64:
-    """Evaluation rows as float64 (n, 3 + metrics): client, samples, loss, then metrics in their order."""
-    return np.array([(r.client, r.n_samples, r.loss, *r.metrics.values()) for r in rows], dtype=np.float64)
+    """Evaluation rows as float64 (n, 4 + metrics): client, samples, loss, whose model, then metrics in their order."""
+    columns = [(r.client, r.n_samples, r.loss, r.is_personal, *r.metrics.values()) for r in rows]
+    return np.array(columns, dtype=np.float64)
 
 
 def evaluation_rows(table: Float64, metric_names: Sequence[str]) -> list[EvaluationRow]:
     """The inverse of `evaluation_table`."""
     return [
-        EvaluationRow(int(line[0]), int(line[1]), line[2], dict(zip(metric_names, line[3:], strict=True)))
+        EvaluationRow(
+            int(line[0]), int(line[1]), line[2], dict(zip(metric_names, line[4:], strict=True)), bool(line[3])
+        )
         for line in table.tolist()
     ]

@@ -87,6 +87,13 @@ from fedsim.config.devices import (
     TraceLaw,
 )
 from fedsim.config.models import CnnModel, LogisticModel, MlpModel, ModelConfig, ResidualModel, TextModel
+from fedsim.config.personalization import (
+    DittoPersonalization,
+    FedBnPersonalization,
+    FineTunePersonalization,
+    LocalPersonalization,
+    PersonalizationConfig,
+)
 from fedsim.config.robust import KrumRule, MedianRule, MultiKrumRule, NormBoundRule, TrimmedMeanRule
 from fedsim.config.run import (
     CheckpointConfig,
@@ -135,6 +142,7 @@ from fedsim.config.synchronous import (
 from fedsim.config.training import (
     AdamOptimizer,
     AflCsObjective,
+    AsoFedObjective,
     DecayConfig,
     LossKind,
     ObjectiveConfig,
@@ -153,6 +161,7 @@ __all__ = [
     "AflCsRule",
     "AggregationConfig",
     "AlwaysAvailable",
+    "AsoFedObjective",
     "AsoFedRule",
     "AsyncFedEdRule",
     "AsyncSchedule",
@@ -179,6 +188,7 @@ __all__ = [
     "DevicesConfig",
     "DigitsData",
     "DirichletPartition",
+    "DittoPersonalization",
     "EvaluationConfig",
     "ExponentialLaw",
     "FadasRule",
@@ -188,12 +198,14 @@ __all__ = [
     "FedAtRule",
     "FedAvgMRule",
     "FedAvgRule",
+    "FedBnPersonalization",
     "FedBuffRule",
     "FedCompassRule",
     "FedDynRule",
     "FedFaRule",
     "FedNovaRule",
     "FedYogiRule",
+    "FineTunePersonalization",
     "Fraction",
     "GaussianAttack",
     "HalfCompression",
@@ -210,6 +222,7 @@ __all__ = [
     "LabelFlip",
     "LawConfig",
     "LinkConfig",
+    "LocalPersonalization",
     "LogisticModel",
     "LognormalLaw",
     "LossKind",
@@ -230,6 +243,7 @@ __all__ = [
     "ParetoLaw",
     "PartitionConfig",
     "PeriodicAvailability",
+    "PersonalizationConfig",
     "PiscesRule",
     "PiscesSchedule",
     "PiscesSelection",

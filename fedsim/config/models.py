@@ -9,6 +9,8 @@ from pydantic import Field
 from fedsim.config.base import Count, Section
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Buffers = Literal["refuse", "average", "local"]
+"""What becomes of values that a model keeps beside its parameters, such as batch normalisation's statistics."""
 
 
 class LogisticModel(Section):
@@ -22,6 +24,8 @@ class MlpModel(Section):
 
     kind: Literal["mlp"]
     hidden: list[Count] = Field(default=[200], min_length=1, max_length=32)
+    norm: Literal["none", "batch"] = "none"
+    buffers: Buffers = "refuse"
 
 
 class CnnModel(Section):
@@ -30,16 +34,20 @@ class CnnModel(Section):
     kind: Literal["cnn"]
     channels: list[Count] = Field(default=[16, 32], min_length=1, max_length=8)
     kernel: Annotated[int, Field(ge=1, le=31)] = 5
+    norm: Literal["none", "batch"] = "none"
+    buffers: Buffers = "refuse"
 
 
 class ResidualModel(Section):
-    """Residual blocks of 3x3 convolutions with group normalisation, mean pooling, and a linear layer."""
+    """Residual blocks of 3x3 convolutions with normalisation, mean pooling, and a linear layer."""
 
     kind: Literal["residual"]
     channels: list[Count] = Field(default=[16, 32], min_length=1, max_length=8)
     blocks: Annotated[int, Field(ge=1, le=32)] = 1
     groups: Count = 8
     dropout: Rate = 0.0
+    norm: Literal["group", "batch"] = "group"
+    buffers: Buffers = "refuse"
 
 
 class TextModel(Section):

@@ -13,8 +13,9 @@ from fedsim.config.compression import CompressionConfig
 from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
 from fedsim.config.devices import DevicesConfig
 from fedsim.config.models import ModelConfig
+from fedsim.config.personalization import PersonalizationConfig
 from fedsim.config.schedule import ScheduleConfig, TiflSelection
-from fedsim.config.together import check_rule
+from fedsim.config.together import check_personal, check_rule
 from fedsim.config.training import TrainingConfig
 
 
@@ -31,10 +32,14 @@ class EvaluationConfig(Section):
 
 
 class TargetConfig(Section):
-    """Stop once the mean of a metric over the evaluated test sets reaches `value`; the loss decides what there is."""
+    """Stop once the mean of a metric over the evaluated test sets reaches `value`; the loss decides what there is.
+
+    `of: personal` reads the clients' own models.
+    """
 
     metric: Literal["accuracy", "loss", "mse", "mae", "concordance"] = "accuracy"
     value: Annotated[float, Field(allow_inf_nan=False)]
+    of: Literal["version", "personal"] = "version"
 
 
 class StopConfig(Section):
@@ -129,6 +134,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig
     aggregation: AggregationConfig
     attack: AttackConfig | None = None
+    personalization: PersonalizationConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     stop: StopConfig
     placement: Literal["home", "balanced", "dynamic"] = "home"
@@ -161,6 +167,7 @@ class RunConfig(Section):
         if self.clock == "wall":
             self._check_wall()
         check_rule(self)
+        check_personal(self)
         self._check_reduce()
         self._check_selection()
         if self.stop.target is not None and self.evaluation.every_versions is None:

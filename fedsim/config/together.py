@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedsim.config.personalization import DittoPersonalization, FedBnPersonalization, FineTunePersonalization
 from fedsim.config.robust import check_robust
 from fedsim.config.schedule import SyncSchedule
 from fedsim.config.synchronous import CyclicRule, FedDynRule, FedNovaRule, QFedAvgRule, ScaffoldRule
-from fedsim.config.training import AdamOptimizer, SgdOptimizer
+from fedsim.config.training import AdamOptimizer, AsoFedObjective, SgdOptimizer
 
 if TYPE_CHECKING:
     from fedsim.config.run import RunConfig
@@ -59,4 +60,53 @@ def _check_cycle(config: RunConfig) -> None:
         raise ValueError(
             "schedule.selection cyclic gives each client its turn: schedule.cohort and over_selection must be 1 and "
             "devices.availability.kind always"
+        )
+
+
+def check_personal(config: RunConfig) -> None:
+    """Raises ValueError for models of the clients' own that cannot be, and for an objective that needs what is not."""
+    _check_aso_fed(config)
+    personal, target = config.personalization, config.stop.target
+    has_second = isinstance(personal, DittoPersonalization | FineTunePersonalization)
+    if target is not None and target.of == "personal" and not has_second:
+        raise ValueError("stop.target.of personal reads second models: personalization.kind must be ditto or fine-tune")
+    buffers = getattr(config.model, "buffers", "refuse")
+    if isinstance(personal, FedBnPersonalization) and not personal.layers and buffers == "average":
+        raise ValueError(
+            "personalization fedbn keeps the statistics of normalisation layers with their clients: model.buffers must "
+            "be local or left out, got average"
+        )
+    if personal is None and buffers != "local":
+        return
+    what = "model.buffers local" if personal is None else f"personalization {personal.kind}"
+    if not config.evaluation.clients:
+        raise ValueError(f"{what} gives each client a model of its own: evaluation.clients must be true")
+    if config.training.path == "none":
+        raise ValueError(f"{what} needs training, got training.path none")
+    if isinstance(config.aggregation, CyclicRule) and config.aggregation.released:
+        raise ValueError(
+            f"{what} does not go with aggregation.released, where each client goes on with its own model anyway"
+        )
+
+
+def _check_aso_fed(config: RunConfig) -> None:
+    objective, optimizer = config.training.objective, config.training.optimizer
+    if not isinstance(objective, AsoFedObjective):
+        return
+    if not (isinstance(optimizer, SgdOptimizer) and optimizer.momentum == 0.0 and optimizer.weight_decay == 0.0):
+        raise ValueError(
+            "training.objective aso-fed reads clients' mean gradients off their updates: training.optimizer must be "
+            f"sgd without momentum and weight decay, got {optimizer.kind}"
+        )
+    if config.training.clip_norm is not None:
+        raise ValueError("training.objective aso-fed reads clients' mean gradients off their updates: no clip_norm")
+    if objective.dynamic_step and config.clock == "wall":
+        raise ValueError(
+            "training.objective.dynamic_step follows simulated delays: it needs clock: virtual, got wall (set it to "
+            "false)"
+        )
+    if isinstance(config.aggregation, ScaffoldRule | FedDynRule):
+        raise ValueError(
+            f"training.objective aso-fed does not go with aggregation.rule {config.aggregation.rule}, which adds its "
+            "own terms to the clients' gradients"
         )

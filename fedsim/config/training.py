@@ -62,7 +62,18 @@ class AflCsObjective(Section):
     similarity_weight: NonNegative = 0.005
 
 
-ObjectiveConfig = Annotated[PlainObjective | ProximalObjective | AflCsObjective, Field(discriminator="kind")]
+class AsoFedObjective(Section):
+    """ASO-Fed's client: a proximal term, gradients balanced by former ones, longer steps after delays (Chen 2020)."""
+
+    kind: Literal["aso-fed"]
+    mu: NonNegative = 1.0
+    beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.001
+    dynamic_step: bool = True
+
+
+ObjectiveConfig = Annotated[
+    PlainObjective | ProximalObjective | AflCsObjective | AsoFedObjective, Field(discriminator="kind")
+]
 
 
 LossKind = Literal["auto", "cross-entropy", "binary-cross-entropy", "mse", "cox"]

@@ -13,6 +13,7 @@ from fedsim import configfile
 from fedsim.aggregation.marked import ATTACKED
 from fedsim.engine import resume, topology
 from fedsim.engine.agreement import Statement
+from fedsim.engine.buffers import treatment_text
 from fedsim.engine.launching import World
 from fedsim.engine.plan import Plan
 from fedsim.engine.resume import Found, Resumption
@@ -46,6 +47,7 @@ def record_plan(made: Plan, resumption: Resumption | None) -> RecordPlan:
         metrics=tuple(metrics),
         start_rows=() if resumption is None else tuple(resumption.start_rows.items()),
         tail_rows=() if resumption is None else tuple(resumption.tail_rows.items()),
+        optional=("personal",) if any(method.has_second for method in made.methods) else (),
     )
 
 
@@ -60,6 +62,7 @@ def provenance_of(made: Plan, statements: Sequence[Statement], caller: Caller, f
         **_attack(made),
         "config_folder": str(made.base_dir),
         "path_reason": made.path_reason,
+        "treatment": treatment_text(made.config, made.layout),
         "environment": resume.environment_text(statements),
     }
     return replace(collected, attributes=attributes)

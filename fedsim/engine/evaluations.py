@@ -31,9 +31,13 @@ class Recorder(Protocol):
     def rows(self) -> dict[str, int]: ...
 
 
-def mean_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
-    """Loss and metrics of an evaluation: the pooled set's if there is one, else the unweighted mean over clients."""
-    chosen = [row for row in rows if row.client == -1] or list(rows)
+def mean_metrics(rows: Sequence[EvaluationRow], is_personal: bool = False) -> dict[str, float]:
+    """Loss and metrics of an evaluation: the pooled set's if there is one, else the unweighted mean over clients.
+
+    `is_personal`: of the clients' second models, in place of the version.
+    """
+    rows = [row for row in rows if row.is_personal == is_personal]
+    chosen = [row for row in rows if row.client == -1] or rows
     names = chosen[0].metrics
     means = {"loss": math.fsum(row.loss for row in chosen) / len(chosen)}
     return means | {name: math.fsum(row.metrics[name] for row in chosen) / len(chosen) for name in names}
@@ -45,7 +49,7 @@ _PLACES = {"virtual_s": "_virtual_s", "means": "_means", "last_issued": "_last_i
 def _columns(rows: Sequence[EvaluationRow]) -> dict[str, list[float]]:
     """An evaluation as a few lists, for a checkpoint; every row has the same metrics."""
     plain: dict[str, list[Any]] = {
-        name: [getattr(row, name) for row in rows] for name in ("client", "n_samples", "loss")
+        name: [getattr(row, name) for row in rows] for name in ("client", "n_samples", "loss", "is_personal")
     }
     return plain | {f"metric {name}": [row.metrics[name] for row in rows] for name in rows[0].metrics}
 
@@ -54,7 +58,11 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> list[EvaluationRow]:
     names = [name for name in columns if name.startswith("metric ")]
     plain = zip(columns["client"], columns["n_samples"], columns["loss"], strict=True)
     metrics = [{name.removeprefix("metric "): columns[name][i] for name in names} for i in range(len(columns["loss"]))]
-    return [EvaluationRow(*values, named) for values, named in zip(plain, metrics, strict=True)]
+    whose = columns.get("is_personal", [False] * len(metrics))  # a checkpoint of before there were second models
+    return [
+        EvaluationRow(*values, named, is_personal)
+        for values, named, is_personal in zip(plain, metrics, whose, strict=True)
+    ]
 
 
 class Evaluations:
@@ -159,10 +167,10 @@ class Evaluations:
         virtual_s, wall_s = self._virtual_s.pop(version), self._clock()
         for row in rows:
             values = (version, virtual_s, wall_s, row.client, row.n_samples, row.loss, *row.metrics.values())
-            self._recorder.append("evaluations", values)
+            self._recorder.append("personal" if row.is_personal else "evaluations", values)
         self.latest = mean_metrics(rows)
         if self._target is not None:
-            self._means[version] = self.latest
+            self._means[version] = mean_metrics(rows, self._target.of == "personal")
 
     def _reaches(self, means: dict[str, float]) -> bool:
         assert self._target is not None

@@ -30,6 +30,7 @@ from fedsim.config import (
     TiflSelection,
 )
 from fedsim.configfile import sha256
+from fedsim.engine.buffers import check_buffers, treatment_lines, with_buffers
 from fedsim.engine.items import Bounds
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
@@ -103,8 +104,8 @@ class Plan:
 
     @property
     def is_personal(self) -> bool:
-        """Whether clients have models of their own, which are scored in place of the version."""
-        return any(method.is_personal for method in self.methods)
+        """Whether clients have models of their own, which are scored in place of the version or beside it."""
+        return any(method.is_personal or method.has_second for method in self.methods)
 
     @property
     def n_eligible(self) -> int:
@@ -147,6 +148,7 @@ class Plan:
             ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
+            *treatment_lines(config, self.layout),
             *([("clients keep", self._states_text())] if self.n_state_values else []),
             ("room", self._room_text()),
             ("a worker's memory", self._memory_text()),
@@ -296,20 +298,20 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed, kind)
     layout = Layout.of(module)
     n_extras = aggregation.n_extras(config.aggregation)
+    payload = aggregation.payload(config.aggregation)
     codec = compression.build(config.compression.updates, layout.n_parameters)
     _check_compression(config, codec, layout.n_parameters, n_extras)
-    update_bytes = 4 * layout.n_parameters if codec is None else codec.n_bytes
-    version_values = (1 + n_extras) * layout.n_parameters
-    devices = None
-    if config.clock == "virtual":
-        n_down = (4 if config.compression.versions == "float32" else 2) * version_values
-        devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, update_bytes)
-        _check_time(config, devices)
-    rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
-    rule = rule if attacking is None else Marked(rule, attacking)
-    attack = attack_of(config, attacking, rule.payload)
-    methods = (*methods_of(config, layout), *attack, *coding_of(config, codec, rule.payload))
+    attack = attack_of(config, attacking, payload)
+    methods = (*methods_of(config, layout, payload), *attack, *coding_of(config, codec, payload))
     _check_methods(config, people, methods)
+    check_buffers(config, people, module, layout)
+    row_bytes = 4 * layout.n_parameters if codec is None else codec.n_bytes
+    version_values = (1 + n_extras) * layout.n_parameters
+    n_withheld = sum(method.n_withheld for method in methods)  # is not sent, as far as simulated links go
+    devices = _devices(config, people, base_dir, version_values - n_withheld, row_bytes - 4 * n_withheld)
+    rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
+    rule = with_buffers(config, layout, rule) if layout.n_buffers else rule
+    rule = rule if attacking is None else Marked(rule, attacking)
     has_linear = any(method.has_linear for method in methods)
     path, group_size, reason = _path(config, module, people, loss, has_linear)
     made = Plan(
@@ -327,7 +329,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         group_size=group_size,
         path_reason=reason,
         metric_names=loss.metric_names,
-        bounds=_bounds(config, update_bytes, 4 * version_values, group_size),
+        bounds=_bounds(config, row_bytes, 4 * version_values, group_size),
         has_tests=_has_tests(config, people),
         methods=methods,
         codec=codec,
@@ -336,6 +338,18 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     _check_alone(made)
     _check_reduce(made)
     return made
+
+
+def _devices(
+    config: RunConfig, people: population.Population, base_dir: Path, version_values: int, update_bytes: int
+) -> Devices | None:
+    """The simulated devices, on the virtual clock."""
+    if config.clock != "virtual":
+        return None
+    n_down = (4 if config.compression.versions == "float32" else 2) * version_values
+    devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, update_bytes)
+    _check_time(config, devices)
+    return devices
 
 
 def _path(
@@ -405,12 +419,13 @@ def _check_methods(config: RunConfig, people: population.Population, methods: tu
             f"training.objective afl-cs has no room for what aggregation.rule {config.aggregation.rule} adds to the "
             "clients' gradients: another rule or another objective would do"
         )
-    if n_state_values(methods) and config.placement == "dynamic":
+    is_scored_at_home = any(method.is_personal or method.has_second for method in methods)
+    if (n_state_values(methods) or is_scored_at_home) and config.placement == "dynamic":
         raise ConfigError(
             "placement: dynamic lets any worker take any client's task, but these clients keep a state at their "
-            "worker: use home or balanced"
+            "worker, or are scored there: use home or balanced"
         )
-    if any(method.is_personal for method in methods) and not len(people.test_clients()):
+    if is_scored_at_home and not len(people.test_clients()):
         raise ConfigError(
             f"personalization is scored on clients' own test sets, and data set '{config.data.dataset}' has none"
         )
@@ -447,7 +462,7 @@ def _facts(
     facts = Facts(
         n_clients=int(clients.size),
         count_samples=lambda: int(people.n_samples(clients).sum()),
-        layers=tuple(layout.slices.values()),
+        layers=tuple(list(layout.slices.values())[: len(layout.names) - layout.n_buffers]),
         n_updates=_fixed_updates(config),
         planned_versions=config.stop.versions or 0,
         client_momentum=getattr(config.training.optimizer, "momentum", 0.0),

@@ -149,11 +149,12 @@ def take_up(found: Found, made: Plan) -> Resumption:
     _clear(folder)
     run = Run(folder, joined=False)
     there = {table.name: run.n_rows(table.name) for table in TABLES if table.superseded}
+    fewest = {table.name: 0 if table.optional else -1 for table in TABLES}  # where a checkpoint does not name it
 
     def accept(candidate: Checkpoint) -> bool:
         rows = checkpoints.rows_of(candidate.snapshot)
         own = checkpoints.about(candidate.snapshot).get("config_sha256") == configfile.sha256(found.config)
-        return own and all(rows.get(table, -1) in range(n + 1) for table, n in there.items())
+        return own and all(rows.get(table, fewest[table]) in range(n + 1) for table, n in there.items())
 
     newest, notes = checkpoint.newest(folder, accept)
     _set_aside(folder, newest)
@@ -161,7 +162,7 @@ def take_up(found: Found, made: Plan) -> Resumption:
     recorded = None
     if found.config.clock == "wall":
         recorded = recorded_past(run, rows["tasks"], rows["versions"])
-    return Resumption(found, {table: rows[table] for table in there}, newest, notes, recorded)
+    return Resumption(found, {table: rows[table] for table in there if table in rows}, newest, notes, recorded)
 
 
 def versions_of(kept: Checkpoint, n_parameters: int) -> Iterator[tuple[int, Float32]]:

@@ -383,7 +383,7 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
         host=platform.node(),
         n_parameters=made.layout.n_parameters,
         trainer=trainer,
-        evaluator=build_evaluator(evaluator, made.methods, states, made.layout.n_parameters, tested),
+        evaluator=build_evaluator(evaluator, made.methods, states, made.layout.n_parameters, tested, index == 0),
         clock=clock,
         trouble=here.trouble,
         n_workers=max(1, len(here.statements) - 1),

@@ -96,6 +96,6 @@ class Settling:
         return [message._replace(rows=sorted((row for part in parts for row in part.rows), key=_place))]
 
 
-def _place(row: EvaluationRow) -> tuple[bool, int]:
-    """The order of an evaluation's rows: clients in ascending order, the test set of nobody last."""
-    return row.client < 0, row.client
+def _place(row: EvaluationRow) -> tuple[bool, bool, int]:
+    """The order of an evaluation's rows: by client, the test set of nobody last; then second models."""
+    return row.is_personal, row.client < 0, row.client

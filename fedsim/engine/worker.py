@@ -41,7 +41,7 @@ class Trainer(Protocol):
 class Evaluator(Protocol):
     """What a worker asks of the evaluation."""
 
-    def evaluate(self, vector_P: Float32) -> list[EvaluationRow]: ...
+    def evaluate(self, vector_P: Float32, *, number: int) -> list[EvaluationRow]: ...
 
 
 class States(Protocol):
@@ -201,7 +201,7 @@ class Worker:
         """The test results of a known version."""
         self._trouble.before_evaluation()
         start_s = self._clock()
-        rows = self._evaluator.evaluate(self._versions[version])
+        rows = self._evaluator.evaluate(self._versions[version], number=version)
         self.counters.evaluating_s += self._clock() - start_s
         self._measure()
         return Evaluated(self._index, version, rows)

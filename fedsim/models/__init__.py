@@ -37,10 +37,10 @@ def build(
     match config:
         case LogisticModel():
             return networks.perceptron(sample_shape, [], outputs)
-        case MlpModel(hidden=hidden):
-            return networks.perceptron(sample_shape, hidden, outputs)
-        case CnnModel(channels=channels, kernel=kernel):
-            return networks.convolutional(sample_shape, channels, kernel, outputs)
+        case MlpModel(hidden=hidden, norm=norm):
+            return networks.perceptron(sample_shape, hidden, outputs, norm)
+        case CnnModel(channels=channels, kernel=kernel, norm=norm):
+            return networks.convolutional(sample_shape, channels, kernel, outputs, norm)
         case ResidualModel():
             return networks.residual(sample_shape, config, outputs)
         case TextModel():

@@ -13,27 +13,33 @@ from fedsim.config import ResidualModel, TextModel
 from fedsim.errors import ConfigError
 
 
-def perceptron(sample_shape: tuple[int, ...], hidden: Sequence[int], n_outputs: int) -> nn.Module:
+def perceptron(sample_shape: tuple[int, ...], hidden: Sequence[int], n_outputs: int, norm: str = "none") -> nn.Module:
     """Linear layers with ReLU between them; one `nn.Linear` alone where samples are vectors and nothing is hidden.
 
-    Samples of other shapes are flattened first.
+    Samples of other shapes are flattened first. `norm` batch: batch normalisation before each ReLU.
     """
     layers: list[nn.Module] = [] if len(sample_shape) == 1 else [nn.Flatten()]
-    for n_in, n_out in pairwise([math.prod(sample_shape), *hidden, n_outputs]):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    layers.pop()  # nothing after the outputs
+    widths = [math.prod(sample_shape), *hidden]
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), *([nn.BatchNorm1d(n_out)] if norm == "batch" else []), nn.ReLU()]
+    layers.append(nn.Linear(widths[-1], n_outputs))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def convolutional(sample_shape: tuple[int, ...], channels: Sequence[int], kernel: int, n_outputs: int) -> nn.Module:
+def convolutional(
+    sample_shape: tuple[int, ...], channels: Sequence[int], kernel: int, n_outputs: int, norm: str = "none"
+) -> nn.Module:
     """For each of `channels` a convolution (padding kernel // 2), ReLU and 2x2 max pooling; then one linear layer.
+
+    `norm` batch: batch normalisation before each ReLU.
 
     Samples are images (channels, height, width), or (height, width) for one channel.
     Raises ConfigError for other shapes, and for images that pooling leaves nothing of.
     """
     (depth, height, width), layers = _images(sample_shape, "cnn")
     for n_channels in channels:
-        layers += [nn.Conv2d(depth, n_channels, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2)]
+        layers.append(nn.Conv2d(depth, n_channels, kernel, padding=kernel // 2))
+        layers += [*([nn.BatchNorm2d(n_channels)] if norm == "batch" else []), nn.ReLU(), nn.MaxPool2d(2)]
         depth, height, width = n_channels, _pooled(height, kernel), _pooled(width, kernel)
     if not height * width:
         raise ConfigError(
@@ -63,18 +69,18 @@ def _pooled(length: int, kernel: int) -> int:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with group normalisation, added to the input, which a 1x1 convolution fits to their shape.
+    """Two 3x3 convolutions with normalisation, added to the input, which a 1x1 convolution fits to their shape.
 
     Reference: He et al., "Deep residual learning for image recognition", CVPR 2016, with the group normalisation of Wu
-    and He, ECCV 2018, in place of batch normalisation, whose statistics clients do not share.
+    and He, ECCV 2018, in place of batch normalisation, whose statistics clients do not share, unless `n_groups` is 0.
     """
 
     def __init__(self, n_in: int, n_out: int, stride: int, n_groups: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=False)
-        self.first_norm = nn.GroupNorm(n_groups, n_out)
+        self.first_norm = _normalisation(n_groups, n_out)
         self.second = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.second_norm = nn.GroupNorm(n_groups, n_out)
+        self.second_norm = _normalisation(n_groups, n_out)
         is_same = n_in == n_out and stride == 1
         self.fit = nn.Identity() if is_same else nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False)
 
@@ -84,6 +90,10 @@ class Residual(nn.Module):
         return torch.relu(y + self.fit(x))
 
 
+def _normalisation(n_groups: int, n_channels: int) -> nn.Module:
+    return nn.GroupNorm(n_groups, n_channels) if n_groups else nn.BatchNorm2d(n_channels)
+
+
 def residual(sample_shape: tuple[int, ...], config: ResidualModel, n_outputs: int) -> nn.Module:
     """A convolution, a stage of residual blocks for each of the channels, and one linear layer of the channels' means.
 
@@ -91,14 +101,15 @@ def residual(sample_shape: tuple[int, ...], config: ResidualModel, n_outputs: in
     channels that the groups do not divide.
     """
     (depth, _, _), layers = _images(sample_shape, "residual")
-    odd = [n for n in config.channels if n % config.groups]
+    n_groups = 0 if config.norm == "batch" else config.groups
+    odd = [n for n in config.channels if n_groups and n % n_groups]
     if odd:
         raise ConfigError(f"model.groups is {config.groups}, which does not divide model.channels ({odd[0]})")
     n_in = config.channels[0]
-    layers += [nn.Conv2d(depth, n_in, 3, padding=1, bias=False), nn.GroupNorm(config.groups, n_in), nn.ReLU()]
+    layers += [nn.Conv2d(depth, n_in, 3, padding=1, bias=False), _normalisation(n_groups, n_in), nn.ReLU()]
     for stage, n_channels in enumerate(config.channels):
         for block in range(config.blocks):
-            layers.append(Residual(n_in, n_channels, 2 if stage and not block else 1, config.groups))
+            layers.append(Residual(n_in, n_channels, 2 if stage and not block else 1, n_groups))
             n_in = n_channels
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, *_dropout(config.dropout), nn.Linear(n_in, n_outputs))

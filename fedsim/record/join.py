@@ -51,8 +51,9 @@ def join(folder: Path) -> Path:
 def _fill(file: h5py.File, run: Run, last_attempt: int) -> None:
     """Everything that a run has, into a new file."""
     totals = run.totals()
-    tables = [run.table(table.name) for table in TABLES]
-    store.create_run(file, _provenance(run, last_attempt), _plan(run))
+    plan = _plan(run)
+    tables = [run.table(table.name) for table in plan.tables()]
+    store.create_run(file, _provenance(run, last_attempt), plan)
     attempts = json.dumps(run.attempts)
     room.take(file, len(attempts))
     store.put_text(file["run"], "attempts", attempts)
@@ -82,6 +83,7 @@ def _plan(run: Run) -> RecordPlan:
         tuple(run.client_names),
         rule_scalars=run.table(TASKS.name).columns[len(TASKS.columns) :],
         metrics=run.table(EVALUATIONS.name).columns[len(EVALUATIONS.columns) :],
+        optional=tuple(table.name for table in TABLES if table.optional and run.n_rows(table.name)),
     )
 
 

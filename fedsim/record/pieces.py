@@ -135,6 +135,8 @@ def look_at(path: Path) -> Piece:
 
 def _table_in(file: h5py.File, table: Table) -> Table:
     """The table with the extra columns that this file says it has."""
+    if _is_absent(file, table):
+        return table
     text = guard.attributes_of(guard.group_of(file, table.name)).get("columns", "[]")
     names = guard.parsed(str(text), f"{table.name}: columns", list)
     n_own = len(table.columns)
@@ -153,11 +155,18 @@ def _table_in(file: h5py.File, table: Table) -> Table:
 
 def _table_rows(file: h5py.File, table: Table, file_bytes: int) -> int:
     """Rows of the shortest column."""
+    if _is_absent(file, table):
+        return 0
     lengths = []
     for column in table.columns:
         path = f"{table.name}/{column.name}"
         lengths.append(guard.n_rows(guard.dataset_of(file, path), column, path, file_bytes))
     return min(lengths)
+
+
+def _is_absent(file: h5py.File, table: Table) -> bool:
+    """Whether this is an optional table that the file does not have."""
+    return table.optional and table.name not in file
 
 
 def _counts(attributes: dict[str, Attribute], key: str) -> dict[str, int]:

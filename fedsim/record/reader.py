@@ -52,7 +52,8 @@ class Run:
         self._kept = kept_rows(self._pieces)
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{self.n_rows(table.name)} {table.name}" for table in TABLES)
+        shown = [table for table in TABLES if not table.optional or self.n_rows(table.name)]
+        counts = ", ".join(f"{self.n_rows(table.name)} {table.name}" for table in shown)
         return f"<Run {self.path}: {self.status}, {counts}>"
 
     @property
@@ -86,7 +87,7 @@ class Run:
         """What a joined record says of its attempts; their rows must add up to the rows that are there."""
         noted: list[dict[str, Any]] = guard.read_json(file, "run/attempts", list)
         for table in TABLES:
-            counts = [attempt["rows"][table.name] for attempt in noted]
+            counts = [attempt["rows"].get(table.name, 0 if table.optional else None) for attempt in noted]
             if any(type(count) is not int or count < 0 for count in counts) or sum(counts) != self.n_rows(table.name):
                 raise RecordError(
                     f"run/attempts: rows of table {table.name} do not add up to {self.n_rows(table.name)}"
@@ -164,6 +165,11 @@ class Run:
     def failures(self) -> pandas.DataFrame:
         """A row something that went wrong."""
         return self.frame("failures")
+
+    @property
+    def personal(self) -> pandas.DataFrame:
+        """A row a client whose second model was scored, as in `evaluations`; empty where clients have none."""
+        return self.frame("personal")
 
     @property
     def metric_names(self) -> list[str]:

@@ -18,7 +18,7 @@ from fedsim.errors import RecordError
 from fedsim.types import Outcome
 
 SCHEMA_VERSION = 1
-"""Goes up when a column changes its meaning, goes away or is added."""
+"""Goes up when a column changes its meaning, goes away or is added; an optional table changes no other record."""
 
 Tensors = tuple[tuple[str, tuple[int, ...], int], ...]
 
@@ -59,12 +59,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A group of equally long columns. `superseded`: a later attempt's rows take the place of those past its start."""
+    """A group of equally long columns. `superseded`: a later attempt's rows take the place of those past its start.
+
+    `optional`: only records of runs that have something to say in it hold it; elsewhere it has no rows.
+    """
 
     name: str
     description: str
     columns: tuple[Column, ...]
     superseded: bool = True
+    optional: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,6 +158,17 @@ class EvaluationRecord(NamedTuple):
     loss: Annotated[float, Column("<f8", "1", "mean loss over the test samples")]
 
 
+class PersonalRecord(NamedTuple):
+    """One row a client whose second model was scored with a version: Ditto's, or the version after fine-tuning."""
+
+    version: Annotated[int, Column("<i8", "1", "version with which it was scored")]
+    virtual_s: Annotated[float, Column("<f8", "s", "virtual time of that version")]
+    wall_s: Annotated[float, Column("<f8", "s", "wall time of the result, since the attempt's start")]
+    client: Annotated[int, Column("<i8", "1", "client whose model and test set it is", NO_INT)]
+    n_samples: Annotated[int, Column("<i8", "1", "test samples")]
+    loss: Annotated[float, Column("<f8", "1", "mean loss over the test samples")]
+
+
 class WorkerRow(NamedTuple):
     """One row a worker and interval; every count and time is the sum since the attempt's start."""
 
@@ -182,11 +197,11 @@ class FailureRow(NamedTuple):
     message: Annotated[str, Column("|S1024", "1", "what happened, UTF-8, cut to 1024 bytes")]
 
 
-def _table(name: str, row: type[NamedTuple], superseded: bool = True) -> Table:
+def _table(name: str, row: type[NamedTuple], superseded: bool = True, optional: bool = False) -> Table:
     """The table that a row's annotations describe."""
     hints = get_type_hints(row, include_extras=True)
     columns = tuple(replace(get_args(hint)[1], name=field) for field, hint in hints.items())
-    return Table(name, (row.__doc__ or "").strip(), columns, superseded)
+    return Table(name, (row.__doc__ or "").strip(), columns, superseded, optional)
 
 
 TASKS = _table("tasks", TaskRow)
@@ -194,7 +209,8 @@ VERSIONS = _table("versions", VersionRow)
 EVALUATIONS = _table("evaluations", EvaluationRecord)
 WORKERS = _table("workers", WorkerRow, superseded=False)
 FAILURES = _table("failures", FailureRow, superseded=False)
-TABLES = (TASKS, VERSIONS, EVALUATIONS, WORKERS, FAILURES)
+PERSONAL = _table("personal", PersonalRecord, optional=True)
+TABLES = (TASKS, VERSIONS, EVALUATIONS, WORKERS, FAILURES, PERSONAL)
 
 HISTORY = (
     ("task", "<i8"),
@@ -225,6 +241,8 @@ NO_TOTALS = RunTotals(NO_INT, NO_INT, NO_FLOAT, NO_FLOAT)
 class RecordPlan:
     """What a record has room for. `layout` lists the model's tensors: name, shape, offset into the flat vector.
 
+    `optional` names the optional tables that it has.
+
     `start_rows` are the row counts of the run's tables at which this attempt begins: none for a first attempt. Up to
     `tail_rows` it makes again what the attempts before have recorded; until it is through, theirs count.
     """
@@ -236,11 +254,13 @@ class RecordPlan:
     metrics: tuple[Column, ...] = ()
     start_rows: tuple[tuple[str, int], ...] = ()
     tail_rows: tuple[tuple[str, int], ...] = ()
+    optional: tuple[str, ...] = ()
 
     def tables(self) -> tuple[Table, ...]:
         """The record's tables, extra columns included."""
-        extra = {TASKS.name: self.rule_scalars, EVALUATIONS.name: self.metrics}
-        return tuple(table.extended(extra.get(table.name, ())) for table in TABLES)
+        extra = {TASKS.name: self.rule_scalars, EVALUATIONS.name: self.metrics, PERSONAL.name: self.metrics}
+        there = [table for table in TABLES if not table.optional or table.name in self.optional]
+        return tuple(table.extended(extra.get(table.name, ())) for table in there)
 
 
 def table_named(name: str) -> Table:
@@ -255,7 +275,8 @@ def describe(tables: Iterable[Table] = TABLES) -> str:
     """The schema as text, a line a column: table/column, dtype, units, description."""
     lines = [f"schema {SCHEMA_VERSION}"]
     for table in tables:
-        lines.append(f"{table.name}: {table.description}" + ("" if table.superseded else " [kept across attempts]"))
+        marks = ("" if table.superseded else " [kept across attempts]") + (" [optional]" if table.optional else "")
+        lines.append(f"{table.name}: {table.description}{marks}")
         for column in table.columns:
             flags = "".join(f" {name}={value}" for name, value in column.flags)
             missing = "" if column.missing is None else f" missing={column.missing}"

@@ -35,6 +35,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "model_sha256": None if weights is None else model_sha256(weights),
         "history_sha256": history_sha256(run),
         "metrics": last_metrics(run),
+        "personal": last_metrics(run, "personal"),
         "outcomes": outcome_counts(run),
         "staleness": staleness(run),
         "attempts": len(run.attempts),
@@ -66,15 +67,16 @@ def columns_sha256(columns: list[NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def last_metrics(run: Run) -> dict[str, Any] | None:
+def last_metrics(run: Run, table: str = "evaluations") -> dict[str, Any] | None:
     """The evaluation of the last version that has one: loss and metrics, and those of every client that was scored.
 
-    Without a pooled or central test set the top level is the unweighted mean over the clients.
+    Without a pooled or central test set the top level is the unweighted mean over the clients. Table `personal` has
+    the clients' second models.
     """
-    names = ["loss", *run.metric_names]
-    columns = run.columns("evaluations", ["version", "client", "n_samples", *names])
-    if not columns["version"].size:
+    if not run.n_rows(table):
         return None
+    names = ["loss", *run.metric_names]
+    columns = run.columns(table, ["version", "client", "n_samples", *names])
     version = int(columns["version"].max())
     rows = _scores(columns, version, names)
     clients = {client: scores for client, scores in sorted(rows.items()) if client >= 0}

@@ -9,6 +9,7 @@ GPU, `MAX_GROUP`. Whatever its size, what it takes in all has to fit `memory.wor
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -153,6 +154,17 @@ def _stacked(
 
 
 _PATHS: dict[str, Callable[..., tuple[int, int]]] = {"fused": _fused, "stacked": _stacked}
+
+
+def takes_one_sample(module: torch.nn.Module, sample_shape: tuple[int, ...]) -> bool:
+    """Whether a module can be trained on a batch of one sample: batch normalisation of vectors cannot."""
+    probe = copy.deepcopy(module).cpu().train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            probe(torch.zeros((1, *sample_shape)))
+    except ValueError:
+        return False
+    return True
 
 
 def group_size(client_bytes: int, least: int, cache_bytes: int, operations: int = 0) -> int:

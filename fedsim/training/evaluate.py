@@ -74,8 +74,12 @@ class Evaluator:
         self._weights = Weights(module, device)
         self._has_central: bool | None = None  # unknown until asked for: the test set may be large
 
-    def evaluate(self, vector_P: Float32, progress: Callable[[], None] = _nothing) -> list[EvaluationRow]:
+    def evaluate(
+        self, vector_P: Float32, progress: Callable[[], None] = _nothing, *, number: int = 0
+    ) -> list[EvaluationRow]:
         """The rows of a version, float32 (P,): clients in ascending order, -1 last; none if there is no test set.
+
+        `number` is the version's, of which nothing here depends.
 
         Sums are float64, and a loss that is NaN stays NaN. `progress` is called after each batch.
         """
@@ -90,6 +94,11 @@ class Evaluator:
         """The row of one client's test set for a model of its own, float32 (P,)."""
         self._weights.load(vector_P)
         return self._row(client, self._score_client(client, _nothing))
+
+    def central_rows(self, vector_P: Float32) -> list[EvaluationRow]:
+        """The row of the central test set, if there is one, for a version, float32 (P,)."""
+        self._weights.load(vector_P)
+        return self._central(_nothing)
 
     def _central(self, progress: Callable[[], None]) -> list[EvaluationRow]:
         if self._has_central is None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fedsim.config import (
     AflCsObjective,
+    AsoFedObjective,
     LossKind,
     ObjectiveConfig,
     PlainObjective,
@@ -335,7 +336,7 @@ class Linear:
 def objective(config: ObjectiveConfig, parameters: Sequence[Tensor]) -> Objective:
     """The objective of a configuration, for parameters that are trained in place."""
     match config:
-        case ProximalObjective():
+        case ProximalObjective() | AsoFedObjective():  # the rest of ASO-Fed is its clients' own
             return Proximal(config.mu, parameters)
         case AflCsObjective():
             return AflCs(config, parameters)

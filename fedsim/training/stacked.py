@@ -200,6 +200,8 @@ def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> t
 def _reason(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return "its statistics would count the padding of short batches; use GroupNorm or LayerNorm"
+    if any(buffer.is_floating_point() for buffer in layer.buffers(recurse=False)):
+        return "it keeps values that are no parameters, which torch.func would share among clients"
     if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, nn.Conv2d):
         return "only two-dimensional convolutions give a client the same bits in any group"
     if noise.draws(layer):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.layout import Layout
+from fedsim.layout import Layout, tensors_of
 from fedsim.types import Float32, Float64
 
 _CHUNK = 1024
@@ -22,22 +22,28 @@ class Weights:
     """A private copy of a module on a device, each of its parameters at the start of an allocation.
 
     torch aligns allocations, so products see the same alignment in every process, whatever the given module's
-    parameters are views of. Shape: `P` parameters.
+    parameters are views of. Buffers that are no floating-point numbers, such as counts of batches, are what they were
+    at first each time that a vector is loaded: nothing of a task is left for the next one. Shape: `P` values.
     """
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self.module = copy.deepcopy(module).to(device)
         self.layout = Layout.of(self.module)
         self.parameters = list(self.module.parameters())
-        for parameter in self.parameters:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        self._tensors = [tensor for _, tensor in tensors_of(self.module)]
+        for tensor in self._tensors:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+        others = [buffer for buffer in self.module.buffers() if not buffer.is_floating_point()]
+        self._counts = [(buffer, buffer.clone()) for buffer in others]
         self._parts = list(self.layout.slices.values())
         self._on_cpu = device.type == "cpu"
-        self._views = [p.detach().numpy().reshape(-1) for p in self.parameters] if self._on_cpu else []
+        self._views = [t.detach().numpy().reshape(-1) for t in self._tensors] if self._on_cpu else []
 
     def load(self, vector_P: Float32) -> None:
-        """Copies a vector, float32 (P,), into the parameters."""
+        """Copies a vector, float32 (P,), into the parameters and buffers."""
         assert vector_P.shape == (self.layout.n_parameters,) and vector_P.dtype == np.float32
+        for buffer, first in self._counts:
+            buffer.copy_(first)
         if not self._on_cpu:
             return self._load_device(vector_P)
         for view, part in zip(self._views, self._parts, strict=True):
@@ -47,14 +53,14 @@ class Weights:
         """A vector's parts, new tensors in the order and on the device of the parameters that are trained."""
         return [
             torch.from_numpy(vector_P[part].copy()).view_as(parameter).to(parameter.device)
-            for parameter, part in zip(self.parameters, self._parts, strict=True)
+            for parameter, part in zip(self.parameters, self._parts, strict=False)  # then come the buffers'
             if parameter.requires_grad
         ]
 
     def read(self, out_P: Float32) -> None:
-        """Copies the parameters into a vector, float32 (P,)."""
+        """Copies the parameters and buffers into a vector, float32 (P,)."""
         if not self._on_cpu:
-            out_P[:] = torch.cat([p.detach().reshape(-1) for p in self.parameters]).cpu().numpy()
+            out_P[:] = torch.cat([t.detach().reshape(-1) for t in self._tensors]).cpu().numpy()
             return
         for view, part in zip(self._views, self._parts, strict=True):
             out_P[part] = view
@@ -62,7 +68,7 @@ class Weights:
     def _load_device(self, vector_P: Float32) -> None:
         flat = torch.from_numpy(vector_P.copy()).to(self.parameters[0].device)  # one transfer for all
         with torch.no_grad():
-            for parameter, part in zip(self.parameters, self._parts, strict=True):
+            for parameter, part in zip(self._tensors, self._parts, strict=True):
                 parameter.copy_(flat[part].view_as(parameter))
 
 

@@ -41,6 +41,7 @@ SECTIONS: dict[str, tuple[Any, str | None]] = {
     "aggregation": (config.AggregationConfig, "rule"),
     "staleness": (config.StalenessConfig, "kind"),
     "attack": (config.AttackConfig, "kind"),
+    "personalization": (config.PersonalizationConfig, "kind"),
     "evaluation": (config.EvaluationConfig, None),
     "stop": (config.StopConfig, None),
     "stop.target": (config.TargetConfig, None),

@@ -1,8 +1,8 @@
 """Runs every rule in one set of ranks: `python all_rules.py FOLDER UPDATES [--replay]`.
 
-These are the configurations of configs/async-zoo, some of configs/robust (with attackers), and the rules of rounds
-(`ROUNDS`). Starting ranks takes longer than such a run. On several ranks it is started by mpirun; prints a line of JSON
-a run.
+These are the configurations of configs/async-zoo, some of configs/robust (with attackers), the rules of rounds
+(`ROUNDS`), and models of the clients' own (`PERSONAL`). Starting ranks takes longer than such a run. On several ranks
+it is started by mpirun; prints a line of JSON a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedsim.engine.launching import find_world
 from fedsim.engine.run import Caller, replay_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SAME = ("status", "rule", "model_sha256", "history_sha256", "versions", "updates", "metrics")
+SAME = ("status", "rule", "model_sha256", "history_sha256", "versions", "updates", "metrics", "personal")
 _ONE_BY_ONE = {"schedule": {"policy": "sync", "cohort": 1, "selection": "cyclic"}}
 _OF_FIVE = {"schedule": {"policy": "sync", "cohort": 5}}
 _ROUND: dict[str, Any] = {
@@ -65,6 +65,29 @@ ATTACKED = {
 """Configurations of configs/robust, and the attack that each has here."""
 
 
+_BATCH_NORM = {"data": _ROUND["data"] | {"min_samples": 50, "max_samples": 50}}
+_ASYNC = {"schedule": {"policy": "async", "concurrency": 4}}
+PERSONAL: dict[str, dict[str, Any]] = {
+    "ditto": {"personalization": {"kind": "ditto"}, "aggregation": {"rule": "scaffold"}},
+    "ditto-late": {**_ASYNC, "personalization": {"kind": "ditto"}, "aggregation": {"rule": "fedasync"}},
+    "fine-tune": {"personalization": {"kind": "fine-tune", "steps": 3}, "aggregation": {"rule": "fedavgm"}},
+    "local": {"personalization": {"kind": "local"}},
+    "fedbn": {
+        **_BATCH_NORM,
+        "model": {"kind": "mlp", "hidden": [6], "norm": "batch"},
+        "personalization": {"kind": "fedbn"},
+    },
+    "buffers": {
+        **_BATCH_NORM,
+        **_ASYNC,
+        "model": {"kind": "mlp", "hidden": [6], "norm": "batch", "buffers": "average"},
+        "aggregation": {"rule": "aso-fed"},
+        "training": _ROUND["training"] | {"objective": {"kind": "aso-fed"}},
+    },
+}
+"""Models of the clients' own, and what clients keep besides; the rule is FedAvg where none is said."""
+
+
 def facts_of(run: fedsim.Run) -> dict[str, object]:
     """What has to be the same on any number of ranks."""
     summary = run.summary()
@@ -80,8 +103,9 @@ def runs(folder: Path, n_updates: int, world: Any) -> Iterator[tuple[str, fedsim
         overrides = [f"stop.updates={n_updates}", f"attack={{kind: {attack}, fraction: 0.25}}"]
         path = CONFIGS / "robust" / f"{name}.yaml"
         yield f"robust-{name}", fedsim.run(path, folder / f"robust-{name}", overrides=overrides, world=world)
-    for rule, sections in ROUNDS.items():
-        name = f"rounds-{rule}"
+    named = [(f"rounds-{rule}", rule, sections) for rule, sections in ROUNDS.items()]
+    named += [(f"personal-{what}", "fedavg", sections) for what, sections in PERSONAL.items()]
+    for name, rule, sections in named:
         config = {**_ROUND, **sections, "name": name, "stop": {"updates": n_updates}}
         config["aggregation"] = {"rule": rule, **sections.get("aggregation", {})}
         yield name, fedsim.run(config, folder / name, world=world)

@@ -36,6 +36,7 @@ MODELS: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"kind": "logistic"}, (13,), 2),
     ({"kind": "mlp", "hidden": [9]}, (13,), 5),
     ({"kind": "cnn", "channels": [3, 4], "kernel": 3}, (1, 8, 8), 4),
+    ({"kind": "cnn", "channels": [3, 4], "kernel": 3, "norm": "batch", "buffers": "average"}, (1, 8, 8), 4),
 ]
 
 
@@ -68,7 +69,7 @@ def _plain(
 
 
 @pytest.mark.parametrize("extras", [{}, {"objective": {"kind": "proximal", "mu": MU}, "clip_norm": 0.5}])
-@pytest.mark.parametrize("model", MODELS, ids=["logistic", "mlp", "cnn"])
+@pytest.mark.parametrize("model", MODELS, ids=["logistic", "mlp", "cnn", "batch norm"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "momentum", "adam", "adamw"])
 def test_same_bits(
     make_population: Make,

@@ -53,7 +53,10 @@ def test_checksum_tells_layouts_apart() -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), ["layer '1' (BatchNorm1d)", "running_mean", "GroupNorm"]),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)),
+            ["layer '1' (BatchNorm1d)", "running_mean", "counts batches", "GroupNorm"],
+        ),
         (nn.Linear(2, 2).double(), ["weight", "float64", "module.float()"]),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).half()), ["layer '1' (Linear)", "float16"]),
         (nn.ReLU(), ["ReLU", "no parameters"]),
@@ -63,6 +66,17 @@ def test_refuses_what_the_vector_cannot_carry(module: nn.Module, words: list[str
     with pytest.raises(ConfigError) as caught:
         Layout.of(module)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_buffers_come_after_the_parameters() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1), nn.LayerNorm(1))
+    layout = Layout.of(module)
+    assert layout.names[-2:] == layout.buffers == ("0.running_mean", "0.running_var")
+    assert (layout.n_parameters, layout.n_trained, layout.n_buffers) == (13, 9, 2)
+    assert layout.norm_layers == ("0", "2")
+    vector = np.arange(13, dtype=np.float32)
+    layout.load(module, vector)
+    assert module[0].running_var.tolist() == [11.0, 12.0] and np.array_equal(layout.flatten(module), vector)
 
 
 def test_takes_batch_norm_without_running_statistics() -> None:

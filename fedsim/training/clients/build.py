@@ -50,7 +50,7 @@ def build_trainer(
     for method in methods:
         method.bind(Tools(config, population, partial(make, payload="model", worker=worker)))
     assert states is not None
-    return MethodTrainer(trainer, methods, states, n_parameters)
+    return MethodTrainer(trainer, methods, states, n_parameters, payload)
 
 
 def build_evaluator(
@@ -59,9 +59,14 @@ def build_evaluator(
     states: ClientStates | None,
     n_parameters: int,
     clients: Sequence[int],
+    is_first: bool = True,
 ) -> Evaluator | WeightsEvaluator | PersonalEvaluator:
-    """What scores versions at a worker; `clients` are those with a test set of their own that live there."""
-    if any(method.is_personal for method in methods):
+    """What scores versions at a worker; `clients` are those with a test set of their own that live there.
+
+    The first worker scores the version on the central test set, too, where that is a model that somebody uses.
+    """
+    if any(method.is_personal or method.has_second for method in methods):
         assert states is not None
-        return PersonalEvaluator(evaluator, methods, states, n_parameters, clients)
+        has_central = is_first and not any(method.is_personal for method in methods)
+        return PersonalEvaluator(evaluator, methods, states, n_parameters, clients, has_central)
     return WeightsEvaluator(evaluator, n_parameters) if methods else evaluator

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fedsim.training import Trainer
+from fedsim.training import Payload, Trainer
 from fedsim.training.clients.methods import Method, Received
 from fedsim.training.clients.states import ClientStates
+from fedsim.training.weights import update_norms
 from fedsim.types import Float32, Task, TaskReport
 
 
@@ -27,13 +28,21 @@ def pieces(methods: Sequence[Method], state_S: Float32 | None) -> Iterator[tuple
 class MethodTrainer:
     """Trains groups by `inner`, from where the methods say and with the slopes that they add, and keeps the states."""
 
-    def __init__(self, inner: Trainer, methods: Sequence[Method], states: ClientStates, n_parameters: int) -> None:
+    def __init__(
+        self,
+        inner: Trainer,
+        methods: Sequence[Method],
+        states: ClientStates,
+        n_parameters: int,
+        payload: Payload = "delta",
+    ) -> None:
         self.path, self.group_size = inner.path, inner.group_size
         self._inner = inner
         self._methods = methods
         self._states = states
         self._n_parameters = n_parameters
         self._has_linear = any(method.has_linear for method in methods)
+        self._is_delta = payload == "delta"
 
     def train(
         self,
@@ -53,11 +62,19 @@ class MethodTrainer:
             weights_P, extras_EP = versions[task.base_version]
             received.append(Received(task, weights_P, extras_EP, self._states.committed(task.client)))
             starts.append(self._start(received[i], None if linear_GP is None else linear_GP[i]))
-        numbered = [task._replace(base_version=i) for i, task in enumerate(tasks)]
+        numbered = [self._numbered(i, one) for i, one in enumerate(received)]
         reports = self._inner.train(numbered, starts.__getitem__, out_GP, progress, linear_GP)
-        for i in range(len(tasks)):
-            self._finish(received[i], starts[i], out_GP[i])
-        return reports
+        norms = self._finish(received, starts, out_GP, progress) or [report.update_norm for report in reports]
+        return [report._replace(update_norm=norm) for report, norm in zip(reports, norms, strict=True)]
+
+    def _numbered(self, i: int, received: Received) -> Task:
+        """The task as local training sees it: from the i-th start, at the rate that its methods ask for."""
+        task = received.task._replace(base_version=i)
+        for method, state_S in pieces(self._methods, received.state_S):
+            factor = method.rate(received._replace(state_S=state_S))
+            if factor != 1.0:
+                task = task._replace(learning_rate=task.learning_rate * factor)
+        return task
 
     def _start(self, received: Received, slope_P: Float32 | None) -> Float32:
         start_P = received.weights_P
@@ -68,16 +85,36 @@ class MethodTrainer:
                 slope_P += added_P
         return start_P
 
-    def _finish(self, received: Received, start_P: Float32, out_P: Float32) -> None:
-        kept: list[Float32] = []
-        for method, state_S in pieces(self._methods, received.state_S):
-            new_S = method.finish(received._replace(state_S=state_S), start_P, out_P)
-            if method.n_values:
-                assert new_S is not None
-                kept.append(new_S)
-        if kept:
-            state = kept[0] if len(kept) == 1 else np.concatenate(kept)
-            self._states.put(received.task.task, received.task.client, state)
+    def _finish(
+        self,
+        received: Sequence[Received],
+        starts: Sequence[Float32],
+        out_GP: Float32,
+        progress: Callable[[], None],
+    ) -> list[float]:
+        """What the methods do after local training, one method after the other, and the states that this leads to.
+
+        The norms of what is left of the updates where some of it stays with the clients; else nothing.
+        """
+        norms: list[float] = []
+        kept: list[list[Float32]] = [[] for _ in received]
+        at = 0
+        for method in self._methods:
+            part = slice(at, at + method.n_values)
+            at = part.stop
+            told = [one if one.state_S is None else one._replace(state_S=one.state_S[part]) for one in received]
+            for pieces_S, new_S in zip(kept, method.finish_group(told, starts, out_GP, progress), strict=True):
+                if method.n_values:
+                    assert new_S is not None
+                    pieces_S.append(new_S)
+            if method.n_withheld:
+                whole = [one.weights_P for one in received]
+                norms = update_norms(out_GP, None if self._is_delta else np.stack(whole)).tolist()
+        for one, pieces_S in zip(received, kept, strict=True):
+            if pieces_S:
+                state_S = pieces_S[0] if len(pieces_S) == 1 else np.concatenate(pieces_S)
+                self._states.put(one.task.task, one.task.client, state_S)
+        return norms
 
 
 def split(version: Float32, n_parameters: int) -> tuple[Float32, Float32]:

@@ -73,7 +73,7 @@ class Arithmetic:
 class Counting:
     """Evaluates: element 0 counts the versions, if those are means of updates; a hundredth of it is the accuracy."""
 
-    def evaluate(self, vector_P: Float32) -> list[EvaluationRow]:
+    def evaluate(self, vector_P: Float32, *, number: int) -> list[EvaluationRow]:
         return [EvaluationRow(-1, 10, 1.0 / (1.0 + float(vector_P[0])), {"accuracy": float(vector_P[0]) / 100.0})]
 
 

@@ -22,6 +22,7 @@ devices:
   loss_probability: 0.2
 schedule: {policy: sync, cohort: 4, over_selection: 1.5, deadline_s: 3.0}
 aggregation: {rule: %s}
+%s
 evaluation: {every_versions: 5}
 stop: {versions: 30}
 checkpoint: {every_versions: 4}
@@ -39,16 +40,32 @@ class After:
         return self._n_left < 0
 
 
-TOP_K = ("compression.updates={kind: top-k, fraction: 0.1}", "compression.versions=float16")
+TOP_K = "compression: {updates: {kind: top-k, fraction: 0.1}, versions: float16}"
+BATCH_NORM = "model: {kind: mlp, hidden: [6], norm: batch, buffers: %s}"
 
 
-@pytest.mark.parametrize(("rule", "sets"), [("scaffold", ()), ("feddyn", ()), ("fedavg", TOP_K)])
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        ("scaffold", ""),
+        ("feddyn", ""),
+        ("fedavg", TOP_K),
+        ("fedavg", "personalization: {kind: ditto}"),
+        ("fedadam", "personalization: {kind: fine-tune, steps: 2}"),
+        ("scaffold", "personalization: {kind: fedbn, layers: ['1']}\n" + BATCH_NORM % "local"),
+        ("fedadam", BATCH_NORM % "average"),
+    ],
+    ids=["scaffold", "feddyn", "top-k", "ditto", "fine-tune", "fedbn", "buffers"],
+)
 @pytest.mark.parametrize("n_asked", [40, 90])
-def test_the_bits_of_the_undisturbed_run(rule: str, sets: tuple[str, ...], n_asked: int, tmp_path: Path) -> None:
+def test_the_bits_of_the_undisturbed_run(rule: str, more: str, n_asked: int, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG % rule)
-    run_file(path, sets, tmp_path / "whole", Caller(ALONE))
-    ending = run_file(path, sets, tmp_path / "cut", Caller(ALONE, stop_requested=After(n_asked)))
+    config = CONFIG % (rule, more)
+    if "norm: batch" in more:  # whose clients have 40 samples each: no batch of one
+        config = config.replace("model: {kind: logistic}\n", "").replace("max_samples: 60", "max_samples: 50")
+    path.write_text(config)
+    run_file(path, (), tmp_path / "whole", Caller(ALONE))
+    ending = run_file(path, (), tmp_path / "cut", Caller(ALONE, stop_requested=After(n_asked)))
     assert ending is not None and ending.status == "stopped"
     stopped_at = open_run(tmp_path / "cut").n_rows("versions")
     assert 0 < stopped_at < 30
@@ -57,3 +74,5 @@ def test_the_bits_of_the_undisturbed_run(rule: str, sets: tuple[str, ...], n_ask
     assert resumed.status == "done"
     for table, column in (("evaluations", "loss"), ("tasks", "update_norm"), ("tasks", "weight")):
         assert np.array_equal(whole.column(table, column), resumed.column(table, column), equal_nan=True)
+    assert np.array_equal(whole.column("personal", "loss"), resumed.column("personal", "loss"))
+    assert bool(whole.n_rows("personal")) == ("ditto" in more or "fine-tune" in more)

@@ -105,13 +105,13 @@ def test_evaluations_and_the_last_word() -> None:
     names = ["accuracy", "auc"]
     rows = [
         EvaluationRow(-1, 2**40, 0.25, dict(zip(names, [0.5, NAN], strict=True))),
-        EvaluationRow(7, 1, NAN, dict(zip(names, [1.0, 0.0], strict=True))),
+        EvaluationRow(7, 1, NAN, dict(zip(names, [1.0, 0.0], strict=True)), is_personal=True),
     ]
     data = wire.encode_evaluated(Evaluated(2, 31, rows), Counters(busy_s=1.5))
     kind, n, version, counters, body = wire.decode_header(in_a_buffer(data, wire.REPLY_BYTES))
     assert (kind, n, version, counters.busy_s, body.size) == (wire.EVALUATED, 2, 31, 1.5, 0)
     table = wire.evaluation_table(rows)
-    assert table.shape == (2, 5) and table.dtype == np.float64
+    assert table.shape == (2, 6) and table.dtype == np.float64
     back = wire.evaluation_rows(table, names)
     for row, original in zip(back, rows, strict=True):
         assert (row.client, row.n_samples, list(row.metrics)) == (original.client, original.n_samples, names)

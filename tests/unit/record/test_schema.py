@@ -20,7 +20,10 @@ def test_schema_is_the_published_one() -> None:
 
 
 def test_rows_have_the_columns_of_their_table() -> None:
-    rows = (schema.TaskRow, schema.VersionRow, schema.EvaluationRecord, schema.WorkerRow, schema.FailureRow)
+    rows = (
+        *(schema.TaskRow, schema.VersionRow, schema.EvaluationRecord, schema.WorkerRow, schema.FailureRow),
+        schema.PersonalRecord,
+    )
     for table, row in zip(schema.TABLES, rows, strict=True):
         assert table.names == row._fields
 

@@ -116,7 +116,22 @@ def runs(draw: st.DrawFn) -> Mapping:
     run["evaluation"] = {**draw(sections(schema.EvaluationConfig)), "every_versions": draw(st.integers(1, 2**40))}
     if run["training"].get("path") == "none":  # without training there are no results that a target could read
         run["stop"].pop("target", None)
+    _fit_personal(run)
     return run
+
+
+def _fit_personal(run: Mapping) -> None:
+    """Makes the rest what models of the clients' own and ASO-Fed's clients ask of it."""
+    kind = (run.get("personalization") or {}).get("kind")
+    if kind == "fedbn":
+        run["model"].pop("buffers", None)
+    if kind or run["model"].get("buffers") == "local":
+        run["evaluation"]["clients"] = True
+        run["training"].pop("path", None)
+    if kind not in ("ditto", "fine-tune"):
+        (run["stop"].get("target") or {}).pop("of", None)
+    if run["training"].get("objective", {}).get("kind") == "aso-fed":
+        run["training"] |= {"optimizer": {"kind": "sgd", "learning_rate": 0.5}, "clip_norm": None}
 
 
 _SETTINGS = settings(

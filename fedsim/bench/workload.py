@@ -32,6 +32,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     "narrow": ({"kind": "mlp", "hidden": [64, 64]}, (128,), 10),
     "wide": ({"kind": "mlp", "hidden": [1000, 200]}, (784,), 62),
     "wide-cnn": ({"kind": "cnn", "channels": [32, 64], "kernel": 5}, (28, 28), 62),
+    "residual": ({"kind": "residual", "channels": [16, 32], "groups": 4, "dropout": 0.2}, (28, 28), 62),
 }
 VARIANTS = ("plain", "shuffled, momentum")
 ADAM = "shuffled, Adam"

@@ -6,6 +6,10 @@ in memory that the graph reads: samples, targets, scales, learning rates, masks,
 the step in its block. The shape is always that of a full group; slots without a task, and those whose task is through,
 rest (`fedsim.training.slabmachine`). So nothing is recorded again, whatever the groups are.
 
+What is recorded never waits for the device: with deterministic algorithms on, torch's writes by index (`index_copy_`,
+`scatter_add_`) become sorts that, in some of its versions, look at the indices on the host. So the step reads by index
+and writes in place only, and the losses of its samples are copied to their place behind the replay.
+
 Recording happens in the constructor, on slots that hold nothing: every step of a task is a replay.
 Shapes: `G` slots, `K` steps of a block, `B` batch.
 """
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.config import TrainingConfig
+from fedsim.errors import ConfigError
 from fedsim.training.device import require_cuda
 from fedsim.training.fused.graph import UnsupportedError
 from fedsim.training.fused.machine import FusedMachine
@@ -52,13 +57,20 @@ class CudaGraph:
         """See `Graph.record`."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 work()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            work()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(self._graph, stream=stream):
+                work()
+        except RuntimeError as error:  # an operation that waits for the device, or whose memory is not the graph's
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                "training.path: captured: torch cannot record the step of this model as a CUDA graph; "
+                f"set training.path: fused, stacked or loop. It says: {reason}"
+            ) from error
 
     def replay(self) -> None:
         """See `Graph.replay`."""
@@ -96,7 +108,6 @@ class CapturedMachine:
             for values in (batches.x_GKBF, batches.targets_GKB, batches.scale_GKB)
         )
         self._machine.take(x_GBF, targets_GB, scale_GB, self._pieces_GB)
-        batches.pieces_GKB.index_copy_(1, self._k, self._pieces_GB.unsqueeze(1))
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
@@ -111,6 +122,7 @@ class CapturedMachine:
         self._machine.prepare(n_slots)
         self._k.fill_(k)
         self._graph.replay()
+        self.batches.pieces_GKB[:, k].copy_(self._pieces_GB)
         self.n_replayed += 1
 
     def end_block(self, n_slots: int) -> None:

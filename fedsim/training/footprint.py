@@ -7,20 +7,25 @@ and `V` numbers that the layers put out for a sample, each vector padded to 16 n
     activations  4 G B V: outputs, their gradients, and as much for other forms of both and for libraries at work;
                  for torch.func 12 G B (V + F)
     batches      G K B (F + 4)
+    masks        G B (D + K' (D / 4 + 2 E)) with dropout, of D numbers in all masks of a sample and E in the largest,
+                 drawn for K' steps at once: a mask, what is kept in each step, and the words that it is drawn from
 
-Where the first layer is computed ahead, its weights count 5 times instead, and `activations` has its outputs and their
-gradients for a whole block, and the samples' products with each other.
+Weights of convolutions and embeddings count once more, for gradients that are made before they are added. Where the
+first layer is computed ahead, its weights count 5 times instead, and `activations` has its outputs and their gradients
+for a whole block, and the samples' products with each other.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import torch
+from torch import nn
 
 from fedsim.config import AdamOptimizer, PlainObjective, RunConfig, TrainingConfig
 from fedsim.layout import Layout
+from fedsim.training import noise
 from fedsim.training.fused import machine, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.memory import padded
@@ -39,11 +44,12 @@ class GroupBytes:
     weights: int
     activations: int
     batches: int
+    masks: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.activations + self.batches
+        return self.weights + self.activations + self.batches + self.masks
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def n_slabs(training: TrainingConfig) -> int:
 
 def group_bytes(
     training: TrainingConfig,
-    module: torch.nn.Module,
+    module: nn.Module,
     sample_shape: tuple[int, ...],
     path: str,
     group_size: int,
@@ -92,7 +98,9 @@ def group_bytes(
     if path == "loop":
         n_floats = layout.n_parameters * (2 + n_slabs(training) + has_linear)
         n_batch = training.batch_size * (n_inputs + _FUSED_FORMS * (n_values + n_inputs))
-        return GroupBytes(FLOAT_BYTES * n_floats, FLOAT_BYTES * n_batch, 0)
+        return GroupBytes(
+            FLOAT_BYTES * n_floats, FLOAT_BYTES * n_batch, 0, _mask_bytes(training, module, sample_shape, 1)
+        )
     per_parameter = 1 + n_slabs(training) + 2 * has_linear
     first, n_block, forms = None, 0, _FUSED_FORMS
     try:
@@ -105,11 +113,31 @@ def group_bytes(
         places, forms, per_parameter = program.places_of([], layout), _STACKED_FORMS, per_parameter + 4
         n_values += n_inputs
     own = 0 if first is None else program.places_of(nodes, layout, program.parameter_names(first)).n_floats
-    weights = (places.n_floats - own) * per_parameter + own * 5
+    weights = (places.n_floats - own) * per_parameter + own * 5 + _gradient_floats(nodes)
     activations = forms * training.batch_size * n_values + _ahead_floats(training, first, n_block)
     n_steps = n_block or block_steps(group_size, training.batch_size, n_inputs * FLOAT_BYTES)
     batches = n_steps * training.batch_size * (n_inputs + 4)
-    return GroupBytes(*(FLOAT_BYTES * group_size * n for n in (weights, activations, batches)))
+    found = (FLOAT_BYTES * group_size * n for n in (weights, activations, batches))
+    weight_bytes, activation_bytes, batch_bytes = found
+    masks = _mask_bytes(training, module, sample_shape, group_size)
+    return GroupBytes(weight_bytes, activation_bytes, batch_bytes, masks)
+
+
+def _gradient_floats(nodes: Sequence[Node]) -> int:
+    """Weights whose gradients are made in memory of their own before they go to their place."""
+    made = [node.layer.weight for node in nodes if isinstance(node.layer, nn.Conv2d | nn.Embedding)]
+    return sum(padded(weight.numel()) for weight in made)
+
+
+def _mask_bytes(training: TrainingConfig, module: nn.Module, sample_shape: tuple[int, ...], n_slots: int) -> int:
+    """Masks of dropout at hand, those of the steps to come, and the words that they are drawn from, use by use."""
+    sizes = [math.prod(dropout.shape) for dropout in noise.find(module, sample_shape).dropouts]
+    if not sizes:
+        return 0
+    n_rows = n_slots * training.batch_size
+    n_steps = noise.block_steps(n_rows * sum(sizes))
+    n_words = n_slots * padded(training.batch_size * max(sizes), 8)  # of 32 bits, and as many for those of one slot
+    return n_rows * sum(sizes) * (FLOAT_BYTES + n_steps) + 2 * 4 * n_steps * n_words
 
 
 def _ahead_floats(training: TrainingConfig, first: Node | None, n_block: int) -> int:
@@ -121,7 +149,7 @@ def _ahead_floats(training: TrainingConfig, first: Node | None, n_block: int) ->
 
 def worker_bytes(
     config: RunConfig,
-    module: torch.nn.Module,
+    module: nn.Module,
     sample_shape: tuple[int, ...],
     group: GroupBytes,
     *,

@@ -7,15 +7,17 @@ Shapes: `G` slots, `g` slots at work, `K` steps of a block, `B` batch, `F` numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from fedsim.config import TrainingConfig
+from fedsim.training import copying
 from fedsim.training.batches import Pass, group_passes
 from fedsim.training.plan import batches_per_pass
-from fedsim.training.shards import Samples
+from fedsim.training.shards import DeviceShard, Samples
 from fedsim.types import Float64, Int64, Task
 
 _BLOCK_BYTES = 1 << 20  # of samples, about what a core's own cache holds
@@ -61,8 +63,26 @@ class GroupBatches:
         self.target_rows = list(self.targets_GKB.view(*rows, *padding.shape))
         self.is_on_host = device.type == "cpu"
         if self.is_on_host:
+            self.rows_GR = np.empty(rows, np.int64)  # which of its shard's samples each row holds; see `gather`
             self.x_arrays = [rows_NF.numpy() for rows_NF in self.x_rows]
             self.target_arrays = [rows_N.numpy() for rows_N in self.target_rows]
+            self._flat = [values.numpy().reshape(-1) for values in (self.x_GKBF, self.targets_GKB)]
+            self._empty = [np.zeros(stride, self._flat[0].dtype), self.padding.numpy().reshape(-1)]
+
+    def gather(self, shards: Sequence[Samples]) -> None:
+        """Copies the samples that `rows_GR` names from the first slots' shards, on the host."""
+        kept = [shard if isinstance(shard, DeviceShard) else None for shard in shards]
+        some = next((shard for shard in kept if shard is not None), None)
+        if some is None:
+            return
+        places = np.array([(0, 0) if shard is None else shard.addresses for shard in kept], np.int64)
+        n_rows = self.rows_GR.shape[1]
+        widths = (some.arrays[0].shape[1], math.prod(some.arrays[1].shape[1:]))
+        for i, (source, width, to, empty) in enumerate(zip(some.arrays, widths, self._flat, self._empty, strict=True)):
+            one, stride = source.dtype.type(1), to.size // self.rows_GR.size
+            copying.gather(
+                one, self.rows_GR[: len(kept)], places[:, i], source.itemsize, width, to, n_rows, stride, empty
+            )
 
     def losses(self, each_gKB: Float64, n_steps: int) -> Float64:
         """Mean loss of each batch, float64 (g, n_steps), from the samples' losses; NaN where a client has no step."""
@@ -107,6 +127,8 @@ class Feed:
         self._set_scale(first, n_block, np.array(n_left))
         for slot, n in enumerate(n_left):
             self._fill_slot(slot, n)
+        if self._batches.is_on_host:
+            self._batches.gather(self._shards[:n_slots])
 
     def _set_scale(self, first: int, n_block: int, n_left_g: Int64) -> None:
         batches, g = self._batches, n_left_g.size
@@ -124,16 +146,24 @@ class Feed:
         """Gathers a task's next `n_steps` batches, pass by pass: only a pass's last batch can be short."""
         size, shard, step = self._batches.n_batch, self._shards[slot], 0
         current = self._current[slot]
+        is_kept = self._batches.is_on_host and isinstance(shard, DeviceShard)  # else where the data set lies
         while step < n_steps:
             if current is None:
                 current = next(self._passes[slot])
             order_N, start, stop = current
             n = min(stop - start, n_steps - step)
             rows = order_N[start * size : (start + n) * size]
-            _gather(self._batches, slot, shard, rows, step * size, (step + n) * size)
+            if is_kept:
+                to_R, end = self._batches.rows_GR[slot], step * size + rows.size
+                to_R[step * size : end] = rows
+                to_R[end : (step + n) * size] = copying.NOTHING
+            else:
+                _gather(self._batches, slot, shard, rows, step * size, (step + n) * size)
             current = Pass(order_N, start + n, stop) if start + n < stop else None
             step += n
         self._current[slot] = current
+        if self._batches.is_on_host:
+            self._batches.rows_GR[slot, n_steps * size if is_kept else 0 :] = copying.LEFT
 
 
 def _gather(batches: GroupBatches, slot: int, shard: Samples, rows: Int64, first: int, end: int) -> None:

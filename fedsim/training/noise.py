@@ -136,6 +136,11 @@ def _rate(layer: torch.nn.Module) -> float:
     return float(rate) if isinstance(rate, float | int) else 0.0
 
 
+def block_steps(n_numbers: int) -> int:
+    """For how many steps masks are drawn at once, of `n_numbers` a step in all."""
+    return min(max(_BLOCK_BYTES // max(n_numbers, 1), 1), _MAX_STEPS)
+
+
 class Masks:
     """The masks of the step at hand, in fixed memory: `now` holds one a use of dropout, (G, B, *its shape).
 
@@ -148,8 +153,7 @@ class Masks:
         self._dropouts = dropouts
         self._n_batch = n_batch
         self.now = [torch.ones((n_slots, n_batch, *d.shape), dtype=dtype, device=device) for d in dropouts]
-        step_bytes = max(sum(mask.numel() for mask in self.now), 1)
-        self._n_block = min(max(_BLOCK_BYTES // step_bytes, 1), _MAX_STEPS)
+        self._n_block = block_steps(sum(mask.numel() for mask in self.now))
         self._block: list[Tensor] = []
         self._steps = range(0)
         self._step = 0

@@ -75,6 +75,12 @@ class DeviceShard:
         """The same memory as arrays, if it is the host's: inputs (N, F), a row a sample, and targets (N,)."""
         return self.x.flatten(1).numpy(), self.y.numpy()
 
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Where the numbers of `arrays` begin, row after row without gaps."""
+        assert self.x.is_contiguous() and self.y.is_contiguous()
+        return self.x.data_ptr(), self.y.data_ptr()
+
 
 class LaidShard:
     """Samples that stay where the data set lies, in the host's memory; only their targets are copied."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from fedsim.training.groupbatches import GroupBatches
 from fedsim.training.noise import Dropout, Keys, Masks
 from fedsim.training.objectives import TaskLoss
 from fedsim.types import Float64
+
+_MOST_KEPT = 256  # views of batches: a microsecond each to make, of which a step of a small model has a hundred
 
 
 class SlabMachine:
@@ -57,6 +60,8 @@ class SlabMachine:
         self.masks = Masks(dropouts, self.n_slots, training.batch_size, dtype, device)
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
         self._n_at_work = 0
+        every = (self.batches.x_GKBF, self.batches.targets_GKB, self.batches.scale_GKB, self.batches.pieces_GKB)
+        self._batch = lru_cache(_MOST_KEPT)(lambda g, k: tuple(values[:g, k] for values in every))
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
@@ -72,13 +77,8 @@ class SlabMachine:
     def step(self, k: int, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.step`."""
         self.prepare(n_slots)
-        g, batches = self.n_slots if self.is_fixed else max(n_slots, self.min_slots), self.batches
-        self.take(
-            batches.x_GKBF[:g, k],
-            batches.targets_GKB[:g, k],
-            batches.scale_GKB[:g, k],
-            batches.pieces_GKB[:g, k],
-        )
+        g = self.n_slots if self.is_fixed else max(n_slots, self.min_slots)
+        self.take(*self._batch(g, k))
 
     def prepare(self, n_slots: int) -> None:
         """What a step does outside a recorded graph: it puts what is new into memory that `take` reads."""

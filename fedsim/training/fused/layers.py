@@ -23,6 +23,20 @@ class Layer(Protocol):
         """Passes the output's gradient on."""
 
 
+_OF_A_STEP = ("_held", "_indices")  # what layers keep from their way forward to their way back
+
+
+def forget(layer: Layer) -> None:
+    """Lets go of what a layer's next step makes anew, else memory of one program would wait while another works."""
+    for name, kept in list(vars(layer).items()):
+        if name in _OF_A_STEP:
+            delattr(layer, name)
+        elif isinstance(kept, Memory):
+            kept.forget()
+        elif isinstance(kept, Value):
+            kept.m.forget()
+
+
 class Fork:
     """One value for several readers: their gradients are summed, in the order of the readers."""
 

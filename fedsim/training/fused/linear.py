@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
+from fedsim.training.fused import products
 from fedsim.training.fused.values import Context, Form, Value
 
 
@@ -45,3 +48,48 @@ class Linear:
         if self._has_bias:
             torch.sum(self._dy, 1, keepdim=True, out=self._db)
             target.add_vector(self._to_b, self._db)
+
+
+def is_compiled(ctx: Context, x: Value) -> bool:
+    """Whether a layer's products are those of `fedsim.training.fused.products`: on the host, for few rows."""
+    return ctx.is_compiled and ctx.n_batch * math.prod(x.shape[:-1]) <= products.MOST_ROWS
+
+
+class CompiledLinear:
+    """`Linear` on the host, for few rows a client."""
+
+    def __init__(self, ctx: Context, name: str, layer: nn.Linear, x: Value, prefix: str) -> None:
+        g, weight = ctx.n_slots, f"{prefix}weight"
+        self._x, self._one, self._n_bytes = x.m, ctx.one, ctx.arena.dtype.itemsize
+        self.y = ctx.new(name, Form.ROWS, (*x.shape[:-1], layer.out_features), needs_grad=True)
+        self._operands = w, y, dy = ctx.weights.full(weight, g), self.y.m.full, self.y.m.full_grad
+        to_w = ctx.target.slab.full(weight, g)
+        n_rows, self._row = y.shape[1], w.shape[2]
+        self._sizes = (g, n_rows, self._row, layer.out_features)
+        self._w, self._to_w = (w.data_ptr(), w.stride(0)), to_w.data_ptr()
+        self._y, self._dy = ((m.data_ptr(), m.stride(0), m.stride(1)) for m in (y, dy))
+        self._factors = type(ctx.one)(ctx.target.beta), type(ctx.one)(ctx.target.alpha)
+        self._to_b: tuple[int, int] | None = None
+        self._zeros = y.new_zeros(w.shape[1])
+        self._b = (self._zeros.data_ptr(), 0)
+        if layer.bias is not None:
+            b, to_b = ctx.weights.full(f"{prefix}bias", g), ctx.target.slab.full(f"{prefix}bias", g)
+            self._b, self._to_b = (b.data_ptr(), b.stride(0)), (to_b.data_ptr(), to_b.stride(0))
+
+    def forward(self) -> None:
+        x = self._x.full
+        place = (x.data_ptr(), x.stride(0), self._row)
+        products.forward(self._one, *self._sizes, *place, *self._w, *self._b, *self._y, self._n_bytes)
+
+    def backward(self) -> None:
+        x, dx, one, factors = self._x.full, (0, 0, 0), self._one, self._factors
+        if self._x.needs_grad:
+            grad = self._x.full_grad
+            dx = (grad.data_ptr(), grad.stride(0), self._row)
+        place = (x.data_ptr(), x.stride(0), self._row)
+        products.backward(
+            one, *self._sizes, self._x.needs_grad, *self._dy, *self._w, *place, *dx, self._to_w, *factors, self._n_bytes
+        )
+        if self._to_b is not None:
+            g, n_rows, _, n_outputs = self._sizes
+            products.add_sums(one, g, n_rows, n_outputs, *self._dy, *self._to_b, *factors, self._n_bytes)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.training.fused import entropy
 from fedsim.training.fused.memory import padded
 from fedsim.training.fused.values import Context, Form, Value
 from fedsim.training.objectives import BinaryCrossEntropy, Cox, CrossEntropy, MeanSquaredError, TaskLoss
@@ -38,7 +39,8 @@ class FusedCrossEntropy:
         assert y.m.is_flat and y.form is Form.ROWS
         self._y, self._dy = y.m.full, y.m.full_grad
         self._log_p = ctx.new("log probabilities", y.form, y.shape, needs_grad=False).m.full
-        self._minus_one = self._y.new_full((1, 1, 1), -1.0).expand(*self._y.shape[:2], 1)
+        self._classes = torch.arange(self._y.shape[2], device=self._y.device)
+        self._is_target = torch.zeros_like(self._y, dtype=torch.bool)
         self._padding = self._y[:, :, y.shape[-1] :]
 
     def step(self, targets_gB1: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
@@ -46,12 +48,29 @@ class FusedCrossEntropy:
         torch.log_softmax(self._y, 2, out=self._log_p)
         torch.gather(self._log_p, 2, targets_gB1, out=piece_gB1)
         torch.softmax(self._y, 2, out=self._dy)
-        self._dy.scatter_add_(2, targets_gB1, self._minus_one)
+        torch.eq(targets_gB1, self._classes, out=self._is_target)  # a write by index cannot be captured everywhere
+        self._dy.add_(self._is_target, alpha=-1)
         self._dy.mul_(scale_gB1)
 
     @staticmethod
     def losses(pieces_gKB: Float64, targets_gKB: Float64) -> Float64:
         return -pieces_gKB
+
+
+class CompiledCrossEntropy(FusedCrossEntropy):
+    """The same on the host: see `fedsim.training.fused.entropy`. The padding of the outputs is left alone."""
+
+    def __init__(self, ctx: Context, y: Value) -> None:
+        assert y.m.is_flat and y.form is Form.ROWS
+        self._one, self._n_bytes = ctx.one, ctx.arena.dtype.itemsize
+        full, grad = y.m.full, y.m.full_grad
+        self._sizes = (ctx.n_slots, ctx.n_batch, y.shape[-1])
+        self._outputs = (full.data_ptr(), grad.data_ptr(), full.stride(0), full.stride(1))
+
+    def step(self, targets_gB1: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
+        y, scale, piece = self._outputs, *((t.data_ptr(), t.stride(0)) for t in (scale_gB1, piece_gB1))
+        targets = (targets_gB1.data_ptr(), targets_gB1.stride(0))
+        entropy.step(self._one, *self._sizes, *y, *targets, *scale, *piece, self._n_bytes)
 
 
 class FusedBinaryCrossEntropy:
@@ -148,6 +167,7 @@ _FUSED: dict[type[TaskLoss], FusedLossType] = {
 }
 
 
-def fused_loss(loss: TaskLoss) -> FusedLossType | None:
-    """The fused form of a loss, if it has one."""
-    return _FUSED.get(type(loss))
+def fused_loss(loss: TaskLoss, *, is_compiled: bool = False) -> FusedLossType | None:
+    """The fused form of a loss, if it has one; compiled for the host if there is such a form and it is wanted."""
+    kind = _FUSED.get(type(loss))
+    return CompiledCrossEntropy if is_compiled and kind is FusedCrossEntropy else kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
-from fedsim.training.fused import ahead, convolution, program
+from fedsim.training.fused import ahead, convolution, first, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
 from fedsim.training.fused.values import Arena, Context
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.slabmachine import SlabMachine
 from fedsim.types import Float64
+
+_MOST_KEPT = 256  # views of batches, which come again and again
 
 
 def plan(module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> list[Node]:
@@ -42,9 +45,14 @@ def block_of(
 
     None and 0 if there is none. On a GPU there is none: passes over weights are cheap there, and calls are not.
     """
-    first = ahead.first_layer(nodes) if on_host and not program.has_maps(nodes) else None
-    n_block = ahead.block_steps(training, first, has_linear=has_linear)
-    return (first, n_block) if n_block else (None, 0)
+    node = ahead.first_layer(nodes) if on_host and not program.has_maps(nodes) else None
+    n_block = ahead.block_steps(training, node, has_linear=has_linear)
+    return (node, n_block) if n_block else (None, 0)
+
+
+def _columns(targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three with an axis for the numbers of a target, or of an output."""
+    return targets_gB.reshape(*scale_gB.shape, -1), scale_gB.unsqueeze(2), pieces_gB.unsqueeze(2)
 
 
 class FusedMachine(SlabMachine):
@@ -64,11 +72,11 @@ class FusedMachine(SlabMachine):
         is_fixed: bool = False,
     ) -> None:
         nodes = plan(module, sample_shape, loss)
-        on_host = device.type == "cpu" and not is_fixed  # what is captured is torch's own operations
-        self._nodes = convolution.joined(nodes) if on_host else nodes
+        self._on_host = on_host = device.type == "cpu" and not is_fixed  # what is captured is torch's own operations
+        self._nodes = first.joined(convolution.joined(nodes), sample_shape) if on_host else nodes
         layout, min_slots = Layout.of(module), 2 if program.has_maps(self._nodes) else 1
-        first, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=on_host)
-        own = program.parameter_names(first) if first is not None else []
+        ahead_of, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=on_host)
+        own = program.parameter_names(ahead_of) if ahead_of is not None else []
         places = program.places_of(self._nodes, layout, [name for name in layout.names if name not in own])
         dropouts = noise.find(module, sample_shape).dropouts
         super().__init__(
@@ -76,16 +84,17 @@ class FusedMachine(SlabMachine):
             dropouts, is_fixed,
         )  # fmt: skip
         self._ahead: ahead.Ahead | None = None
-        if first is not None:
+        if ahead_of is not None:
             own_places = program.places_of(self._nodes, layout, own)
-            self._ahead = ahead.Ahead(first, own_places, training, self.batches, carries_rate=self.carries_rate)
+            self._ahead = ahead.Ahead(ahead_of, own_places, training, self.batches, carries_rate=self.carries_rate)
         self._sample_shape = sample_shape
-        kind = fused_loss(loss)
+        kind = fused_loss(loss, is_compiled=on_host)
         assert kind is not None
         self._loss = kind
+        self._columns = lru_cache(_MOST_KEPT)(_columns) if on_host else _columns
         self._arena = Arena(dtype, device)
         self._programs: dict[int, program.Program] = {}
-        self._program(self.n_slots)  # the largest first, so that the arena is allocated once
+        self._at_work = self._program(self.n_slots)  # the largest first, so that the arena is allocated once
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, keys: noise.Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
@@ -123,10 +132,11 @@ class FusedMachine(SlabMachine):
 
     def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
         """See `SlabMachine.compute`."""
-        g, n_batch = scale_gB.shape
-        self._program(g).step(
-            x_gBF, targets_gB.reshape(g, n_batch, -1), scale_gB.unsqueeze(2), pieces_gB.unsqueeze(2)
-        )  # fmt: skip
+        found = self._program(scale_gB.shape[0])
+        if found is not self._at_work:
+            self._at_work.forget()
+            self._at_work = found
+        found.step(x_gBF, *self._columns(targets_gB, scale_gB, pieces_gB))
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """See `fedsim.training.group.Machine.sample_losses`."""
@@ -137,6 +147,6 @@ class FusedMachine(SlabMachine):
     def _program(self, n_slots: int) -> program.Program:
         if n_slots not in self._programs:
             n_batch, target, masks = self.batches.n_batch, self.stepper.target, self.masks.now
-            ctx = Context(n_slots, n_batch, self._arena, self.weights, target, self._ahead, masks)
+            ctx = Context(n_slots, n_batch, self._arena, self.weights, target, self._ahead, masks, self._on_host)
             self._programs[n_slots] = program.Program(ctx, self._nodes, self._sample_shape, self._loss)
         return self._programs[n_slots]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 from torch import Tensor, nn
 
 from fedsim.layout import Layout
-from fedsim.training.fused import ahead, convolution, layers, linear, lookup, norm, pointwise
+from fedsim.training.fused import ahead, convolution, first, layers, linear, lookup, norm, pointwise
 from fedsim.training.fused.graph import Add, Node, TokenMean, Tokens, UnsupportedError
 from fedsim.training.fused.layers import Layer, converted, flattened, in_blocks
 from fedsim.training.fused.losses import FusedLoss
@@ -20,6 +21,7 @@ from fedsim.training.fused.memory import Places
 from fedsim.training.fused.values import Context, Form, Memory, Value
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+_MOST_KEPT = 256  # views of batches, which come again and again
 Builder = Callable[[Context, str, Node, Sequence[Value], list[Layer]], Value]
 
 
@@ -35,7 +37,9 @@ class Program:
     ) -> None:
         self._input = Memory(needs_grad=False, is_fixed=True)
         self._input.is_flat, self._input.is_kept = False, True
-        self._n_features = math.prod(sample_shape)
+        self._samples: Callable[[Tensor], Tensor] = partial(_samples, math.prod(sample_shape))
+        if ctx.is_compiled:  # batches are views of fixed memory, else new tensors
+            self._samples = lru_cache(_MOST_KEPT)(self._samples)
         built: list[Layer] = []
         values = [[Value(Form.SAMPLES, sample_shape, self._input)]]
         n_readers = Counter(i for node in nodes for i in node.inputs)
@@ -50,6 +54,7 @@ class Program:
             built.append(copy)
             y = copy.y
         self._loss = loss(ctx, y)
+        self._built = built
         self._forward = [layer.forward for layer in built]
         self._backward = [layer.backward for layer in reversed(built)]
 
@@ -59,12 +64,22 @@ class Program:
         `x_gBF` has padding, as the memory of every value.
         """
         self._input.full = x_gBF
-        self._input.t = x_gBF[:, :, : self._n_features]
+        self._input.t = self._samples(x_gBF)
         for forward in self._forward:
             forward()
         self._loss.step(targets_gB1, scale_gB1, piece_gB1)
         for backward in self._backward:
             backward()
+
+    def forget(self) -> None:
+        """Lets go of tensors that are in no fixed memory."""
+        for layer in self._built:
+            layers.forget(layer)
+
+
+def _samples(n_features: int, x_gBF: Tensor) -> Tensor:
+    """Samples without their padding."""
+    return x_gBF[:, :, :n_features]
 
 
 def _spread(ctx: Context, name: str, values: list[Value], n_readers: int, built: list[Layer]) -> None:
@@ -84,12 +99,13 @@ def _prefix(node: Node) -> str:
 
 def _build_linear(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
     assert isinstance(node.layer, nn.Linear)
-    layer: linear.Linear | ahead.LinearAhead
+    layer: linear.Linear | linear.CompiledLinear | ahead.LinearAhead
     if ctx.ahead is not None and ctx.ahead.prefix == _prefix(node):
         layer = ahead.LinearAhead(ctx, name, node.layer, ctx.ahead)
     else:
         x = converted(ctx, f"{name} in", inputs[0], Form.ROWS, built)
-        layer = linear.Linear(ctx, name, node.layer, x, _prefix(node))
+        kind = linear.CompiledLinear if linear.is_compiled(ctx, x) else linear.Linear
+        layer = kind(ctx, name, node.layer, x, _prefix(node))
     built.append(layer)
     return layer.y
 
@@ -98,6 +114,13 @@ def _build_conv(ctx: Context, name: str, node: Node, inputs: Sequence[Value], bu
     assert isinstance(node.layer, nn.Conv2d)
     x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
     layer = convolution.Conv2d(ctx, node.layer, x, _prefix(node), node.shape)
+    built.append(layer)
+    return layer.y
+
+
+def _build_first(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, first.FirstMaps)
+    layer = first.First(ctx, name, node.layer, inputs[0], _prefix(node), node.shape)
     built.append(layer)
     return layer.y
 
@@ -206,6 +229,7 @@ def _build_reshape(ctx: Context, name: str, node: Node, inputs: Sequence[Value],
 _BUILDERS: dict[type[nn.Module], Builder] = {
     nn.Linear: _build_linear,
     nn.Conv2d: _build_conv,
+    first.FirstMaps: _build_first,
     nn.MaxPool2d: _build_max_pool,
     convolution.Rectified: _build_max_pool,
     nn.AvgPool2d: _build_average_pool,
@@ -229,7 +253,9 @@ _BUILDERS: dict[type[nn.Module], Builder] = {
 }
 
 
-_ON_MAPS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm)
+_ON_MAPS = (
+    nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm, first.FirstMaps,
+)  # fmt: skip
 
 # ------------------------------------------------------------------------------------- what can be built
 

@@ -16,8 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,12 @@ class Memory:
         self.needs_grad = needs_grad
         self.is_fixed = self.is_flat = is_fixed
         self.is_kept = False
+
+    def forget(self) -> None:
+        """Lets go of tensors that the next step makes anew."""
+        for name in ("t", "grad"):
+            if not self.is_fixed and hasattr(self, name):
+                delattr(self, name)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ class Context:
     """What builders of layers need: `n_slots` clients at work, each with batches of `n_batch`.
 
     `ahead` has the weights of the first layer, if a block of steps is computed at once there. `masks` are those of the
-    uses of dropout in order: see `fedsim.training.noise.Masks`.
+    uses of dropout in order: see `fedsim.training.noise.Masks`. `is_compiled`: layers may work by code that is compiled
+    for the host, else by torch's operations alone, as a GPU and a graph take them.
     """
 
     n_slots: int
@@ -136,6 +144,12 @@ class Context:
     target: Target
     ahead: Ahead | None = None
     masks: Sequence[Tensor] = ()
+    is_compiled: bool = False
+
+    @property
+    def one(self) -> Any:
+        """The number 1 of the arena's type, which tells compiled code that type."""
+        return np.float32(1) if self.arena.dtype is torch.float32 else np.float64(1)
 
     def new(self, name: str, form: Form, shape: tuple[int, ...], *, needs_grad: bool) -> Value:
         """A value in fixed memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from fedsim import models, training
 from fedsim.layout import Layout
+from fedsim.training import noise
 from fedsim.training.footprint import LIBRARY_BYTES, group_bytes, n_slabs, worker_bytes
 
 Make = Callable[..., Any]
@@ -21,6 +23,8 @@ CASES: list[tuple[dict[str, Any], tuple[int, ...], int]] = [
     ({"kind": "mlp", "hidden": [200]}, (28, 28), 62),
     ({"kind": "mlp", "hidden": [17]}, (2001,), 7),
     ({"kind": "cnn", "channels": [3, 5], "kernel": 3}, (1, 13, 11), 7),
+    ({"kind": "cnn", "channels": [16], "kernel": 3}, (1, 12, 8), 7),
+    ({"kind": "residual", "channels": [4, 6], "groups": 2, "dropout": 0.3}, (1, 9, 7), 5),
 ]
 STEPS: list[dict[str, Any]] = [
     {"optimizer": {"kind": "sgd", "learning_rate": 0.01}},
@@ -37,7 +41,7 @@ def tensor_bytes() -> int:
 
 
 @pytest.mark.parametrize("section", STEPS, ids=["sgd", "momentum", "adam"])
-@pytest.mark.parametrize("case", CASES, ids=["logistic", "mlp", "ahead", "blocks", "cnn"])
+@pytest.mark.parametrize("case", CASES, ids=["logistic", "mlp", "ahead", "blocks", "cnn", "first", "dropout"])
 @pytest.mark.parametrize("path", ["fused", "stacked", "loop"])
 def test_no_more_is_allocated(
     make_population: Make, make_config: Make, make_task: Make, make_shard: Make, path: str, case: Any, section: Any
@@ -79,6 +83,33 @@ def test_parts_of_a_worker(make_config: Make) -> None:
         config, module, (5,), group, n_versions=10**9, n_results=6, data_bytes=0, group_data_bytes=0
     )  # fmt: skip
     assert many.versions == 4 * 18 * (4 + 32) and many.shards == 0
+
+
+def test_masks_are_counted_as_drawn(make_config: Make) -> None:
+    """What drawing takes at its peak, as tracemalloc sees it, and what stays, as tensors have it."""
+    config = make_config(model={"kind": "mlp", "hidden": [4]}, training={"batch_size": 8, "group_size": 16})
+    module = torch.nn.Sequential(
+        torch.nn.Linear(40, 4096), torch.nn.Dropout(0.3), torch.nn.Linear(4096, 3), torch.nn.Dropout(0.1)
+    )
+    found = noise.find(module, (40,))
+    counted = group_bytes(config.training, module, (40,), "fused", 16).masks
+    keys = noise.Keys(0, np.arange(16), np.arange(16), [8] * 16)
+    gc.collect()
+    before = tensor_bytes()
+    tracemalloc.start()
+    masks = noise.Masks(found.dropouts, 16, 8, torch.float32, torch.device("cpu"))
+    masks.start(keys)
+    masks.advance(16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    floats = sum(now.nbytes for now in masks.now)
+    assert 0.6 * counted <= floats + peak <= counted
+    assert floats <= tensor_bytes() - before <= counted
+
+
+def test_without_dropout_there_are_no_masks(make_config: Make) -> None:
+    config = make_config(model={"kind": "mlp", "hidden": [4]}, training={"batch_size": 8})
+    assert group_bytes(config.training, torch.nn.Linear(3, 2), (3,), "fused", 16).masks == 0
 
 
 def test_a_group_grows_with_its_clients(make_config: Make) -> None:

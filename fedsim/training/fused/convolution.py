@@ -122,7 +122,7 @@ class RectifiedMaxPool2d:
         )
         own = ctx.new(name, Form.MAPS, out_shape, needs_grad=False)
         self.y = Value(Form.MAPS, out_shape, Memory(needs_grad=x.m.needs_grad, is_fixed=False))
-        self._y, self._t, self._y_BHWC = self.y.m, own.m.t, _rows(own.m.t)
+        self._y, self._t, self._y_BHWC = self.y.m, own.m.t, rows(own.m.t)
         self._which_BHWC = np.zeros(self._y_BHWC.shape, np.uint8)
         self._dx = x.m.grad if x.m.is_fixed and x.m.needs_grad else None
         if self._dx is None and x.m.needs_grad:
@@ -132,7 +132,7 @@ class RectifiedMaxPool2d:
         )
 
     def forward(self) -> None:
-        x_BHWC, self._y.t = _rows(self._x.t), self._t
+        x_BHWC, self._y.t = rows(self._x.t), self._t
         if self._is_2x2:
             pooling.forward_2x2(x_BHWC, self._y_BHWC, self._which_BHWC)
         else:
@@ -141,7 +141,7 @@ class RectifiedMaxPool2d:
     def backward(self) -> None:
         if self._dx is None:
             return
-        dy_BHWC, dx_BHWC = _rows(self._y.grad), _rows(self._dx)
+        dy_BHWC, dx_BHWC = rows(self._y.grad), rows(self._dx)
         if self._is_2x2:
             pooling.backward_2x2(dy_BHWC, self._which_BHWC, dx_BHWC)
         else:
@@ -149,7 +149,7 @@ class RectifiedMaxPool2d:
         self._x.grad = self._dx
 
 
-def _rows(maps: Tensor) -> NDArray[Any]:
+def rows(maps: Tensor) -> NDArray[Any]:
     """Maps as an array (B, H, W, C): the same memory where channels are last."""
     rows: NDArray[Any] = maps.permute(0, 2, 3, 1).contiguous().numpy()
     return rows

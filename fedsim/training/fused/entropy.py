@@ -27,7 +27,7 @@ def step(
             at = n_bytes * (s * y_slot + b * y_row)
             y_O = array(pointer(one, y + at), (n_out,))
             dy_O = array(pointer(one, dy + at), (n_out,))
-            most, total = y_O[0], one * 0
+            most, total = y_O[0], one - one
             for o in range(n_out):
                 most = y_O[o] if y_O[o] > most else most
             for o in range(n_out):

@@ -57,7 +57,7 @@ def _windows(n_windows: int) -> Any:
             where = b.gep(b.inttoptr(which, ir.IntType(8).as_pointer()), [offset])
             b.store(at, b.bitcast(where, _BYTES.as_pointer()), align=1)
 
-    return inner(emit, 12)
+    return inner(emit)
 
 
 def _emit_gradients(e: Emitter, *operands: Any) -> None:
@@ -87,7 +87,7 @@ def _emit_gradients(e: Emitter, *operands: Any) -> None:
 
 
 _windows_4, _windows_2, _windows_1 = _windows(4), _windows(2), _windows(1)
-_gradients = inner(_emit_gradients, 11)
+_gradients_of = inner(_emit_gradients)
 
 
 @compiled
@@ -129,27 +129,23 @@ def forward(
                     while j < width:
                         x_ij = x_b + n_bytes * (2 * i * columns + 2 * j)
                         at = ((b * height + i) * width + j) * y_column + s * n_out + o
-                        w_o, b_o, y_ij, which_ij = (
-                            turned + n_bytes * o,
-                            bias_s + n_bytes * o,
-                            y + n_bytes * at,
-                            which + at,
-                        )
-                        if width - j >= 4:
-                            _windows_4(
-                                one, kh, kw, depth, x_ij, plane, columns, w_o, n_out, b_o, y_ij, which_ij, y_column
-                            )
-                            j += 4
-                        elif width - j >= 2:
-                            _windows_2(
-                                one, kh, kw, depth, x_ij, plane, columns, w_o, n_out, b_o, y_ij, which_ij, y_column
-                            )
-                            j += 2
-                        else:
-                            _windows_1(
-                                one, kh, kw, depth, x_ij, plane, columns, w_o, n_out, b_o, y_ij, which_ij, y_column
-                            )
-                            j += 1
+                        w_o, b_o, y_ij, at = turned + n_bytes * o, bias_s + n_bytes * o, y + n_bytes * at, which + at
+                        of_x, of_w = (kh, kw, depth, x_ij, plane, columns), (w_o, n_out, b_o)
+                        j += _some(one, of_x, of_w, y_ij, at, y_column, width - j)
+
+
+@compiled
+def _some(one: Any, of_x: Any, of_w: Any, y: int, which: int, y_column: int, n_left: int) -> int:
+    """As many of the windows that are left as registers hold; how many they were."""
+    (kh, kw, depth, x, plane, columns), (w, w_tap, bias) = of_x, of_w
+    if n_left >= 4:
+        _windows_4(one, (kh, kw, depth, x, plane, columns, w, w_tap, bias, y, which, y_column))
+        return 4
+    if n_left >= 2:
+        _windows_2(one, (kh, kw, depth, x, plane, columns, w, w_tap, bias, y, which, y_column))
+        return 2
+    _windows_1(one, (kh, kw, depth, x, plane, columns, w, w_tap, bias, y, which, y_column))
+    return 1
 
 
 @compiled
@@ -186,12 +182,18 @@ def backward(
                     for i in range(height):
                         at = (b * height + i) * width * y_column + s * n_out + o
                         x_i = x_b + n_bytes * 2 * i * columns
-                        _gradients(
-                            one, kh, kw, x_i, columns, width, dy + n_bytes * at, which + at, y_column, dw, n_out, db
-                        )  # fmt: skip
+                        of_row = (x_i, columns, width, dy + n_bytes * at, which + at, y_column)
+                        _row(one, kh, kw, of_row, dw, db, n_out)
         _step(one, found, depth * n_taps, n_out, to_w + n_bytes * s * w_slot, beta, alpha)
         if to_b:
             _step(one, found[depth * n_taps :], 1, n_out, to_b + n_bytes * s * b_slot, beta, alpha)
+
+
+@compiled
+def _row(one: Any, kh: Any, kw: Any, of_row: Any, dw: int, db: int, n_out: int) -> None:
+    """What a row of windows adds to sixteen outputs' gradients."""
+    x, columns, width, dy, which, y_column = of_row
+    _gradients_of(one, (kh, kw, x, columns, width, dy, which, y_column, dw, n_out, db))
 
 
 @compiled

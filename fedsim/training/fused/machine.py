@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
-from fedsim.training.fused import ahead, convolution, first, program
+from fedsim.training.fused import ahead, convolution, pooled, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
 from fedsim.training.fused.values import Arena, Context
@@ -73,7 +73,7 @@ class FusedMachine(SlabMachine):
     ) -> None:
         nodes = plan(module, sample_shape, loss)
         self._on_host = on_host = device.type == "cpu" and not is_fixed  # what is captured is torch's own operations
-        self._nodes = first.joined(convolution.joined(nodes), sample_shape) if on_host else nodes
+        self._nodes = pooled.joined(convolution.joined(nodes), sample_shape) if on_host else nodes
         layout, min_slots = Layout.of(module), 2 if program.has_maps(self._nodes) else 1
         ahead_of, n_block = block_of(training, self._nodes, has_linear=has_linear, on_host=on_host)
         own = program.parameter_names(ahead_of) if ahead_of is not None else []

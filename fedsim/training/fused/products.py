@@ -43,7 +43,7 @@ def _tile(n_rows: int) -> Any:
             before = e.load(e.at(start, b.mul(start_row, e.index(i))), _OUTPUTS)
             e.store(b.fadd(before, total), e.at(y, b.mul(y_row, e.index(i))))
 
-    return inner(emit, 9)
+    return inner(emit)
 
 
 def _column(n_rows: int, *, has_dx: bool, has_step: bool) -> Any:
@@ -79,7 +79,7 @@ def _column(n_rows: int, *, has_dx: bool, has_step: bool) -> Any:
         for i, place in enumerate(sums):
             e.store(b.load(place), e.at(dx, b.mul(dx_row, e.index(i))))
 
-    return inner(emit, 12)
+    return inner(emit)
 
 
 _two_rows, _one_row = _tile(2), _tile(1)
@@ -104,9 +104,9 @@ def forward(
                     x_r, y_r = x_s + n_bytes * (r * x_row + c), y_s + n_bytes * (r * y_row + o)
                     start, start_row = (bias + n_bytes * (s * bias_slot + o), 0) if c == 0 else (y_r, y_row)
                     if r + 1 < n_rows:
-                        _two_rows(one, n, x_r, x_row, w_o, n_in, start, start_row, y_r, y_row)
+                        _two_rows(one, (n, x_r, x_row, w_o, n_in, start, start_row, y_r, y_row))
                     else:
-                        _one_row(one, n, x_r, x_row, w_o, n_in, start, start_row, y_r, y_row)
+                        _one_row(one, (n, x_r, x_row, w_o, n_in, start, start_row, y_r, y_row))
 
 
 @compiled
@@ -137,15 +137,15 @@ def _all(
 ) -> None:  # fmt: skip
     """Both for a block of rows."""
     if n == 10:
-        _both_10(one, n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha)
+        _both_10(one, (n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha))
     elif n == 8:
-        _both_8(one, n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha)
+        _both_8(one, (n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha))
     elif n == 4:
-        _both_4(one, n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha)
+        _both_4(one, (n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha))
     elif n == 2:
-        _both_2(one, n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha)
+        _both_2(one, (n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha))
     else:
-        _both_1(one, n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha)
+        _both_1(one, (n_out, dy, dy_row, w, w_row, x, x_row, dx, dx_row, to, beta, alpha))
 
 
 @compiled
@@ -158,15 +158,15 @@ def _gradients(
     while r < n_rows:
         n, dy_r, dx_r = _block(n_rows - r), dy + n_bytes * r * dy_row, dx + n_bytes * r * dx_row
         if n == 10:
-            _dx_10(one, n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha)
+            _dx_10(one, (n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha))
         elif n == 8:
-            _dx_8(one, n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha)
+            _dx_8(one, (n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha))
         elif n == 4:
-            _dx_4(one, n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha)
+            _dx_4(one, (n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha))
         elif n == 2:
-            _dx_2(one, n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha)
+            _dx_2(one, (n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha))
         else:
-            _dx_1(one, n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha)
+            _dx_1(one, (n_out, dy_r, dy_row, w, w_row, 0, 0, dx_r, dx_row, 0, beta, alpha))
         r += n
 
 
@@ -181,15 +181,15 @@ def _steps(
         n, dy_r, x_r = _block(n_rows - r), dy + n_bytes * r * dy_row, x + n_bytes * r * x_row
         factor = beta if r == 0 else one
         if n == 10:
-            _step_10(one, n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha)
+            _step_10(one, (n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha))
         elif n == 8:
-            _step_8(one, n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha)
+            _step_8(one, (n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha))
         elif n == 4:
-            _step_4(one, n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha)
+            _step_4(one, (n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha))
         elif n == 2:
-            _step_2(one, n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha)
+            _step_2(one, (n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha))
         else:
-            _step_1(one, n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha)
+            _step_1(one, (n_out, dy_r, dy_row, 0, w_row, x_r, x_row, 0, 0, to, factor, alpha))
         r += n
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from torch import Tensor, nn
 
 from fedsim.layout import Layout
-from fedsim.training.fused import ahead, convolution, first, layers, linear, lookup, norm, pointwise
+from fedsim.training.fused import ahead, convolution, layers, linear, lookup, norm, pointwise, pooled
 from fedsim.training.fused.graph import Add, Node, TokenMean, Tokens, UnsupportedError
 from fedsim.training.fused.layers import Layer, converted, flattened, in_blocks
 from fedsim.training.fused.losses import FusedLoss
@@ -119,8 +119,16 @@ def _build_conv(ctx: Context, name: str, node: Node, inputs: Sequence[Value], bu
 
 
 def _build_first(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
-    assert isinstance(node.layer, first.FirstMaps)
-    layer = first.First(ctx, name, node.layer, inputs[0], _prefix(node), node.shape)
+    assert isinstance(node.layer, pooled.FirstMaps)
+    layer = pooled.First(ctx, name, node.layer, inputs[0], _prefix(node), node.shape)
+    built.append(layer)
+    return layer.y
+
+
+def _build_pooled(ctx: Context, name: str, node: Node, inputs: Sequence[Value], built: list[Layer]) -> Value:
+    assert isinstance(node.layer, pooled.PooledMaps)
+    x = converted(ctx, f"{name} in", inputs[0], Form.MAPS, built)
+    layer = pooled.Pooled(ctx, name, node.layer, x, _prefix(node), node.shape)
     built.append(layer)
     return layer.y
 
@@ -229,7 +237,8 @@ def _build_reshape(ctx: Context, name: str, node: Node, inputs: Sequence[Value],
 _BUILDERS: dict[type[nn.Module], Builder] = {
     nn.Linear: _build_linear,
     nn.Conv2d: _build_conv,
-    first.FirstMaps: _build_first,
+    pooled.FirstMaps: _build_first,
+    pooled.PooledMaps: _build_pooled,
     nn.MaxPool2d: _build_max_pool,
     convolution.Rectified: _build_max_pool,
     nn.AvgPool2d: _build_average_pool,
@@ -253,9 +262,8 @@ _BUILDERS: dict[type[nn.Module], Builder] = {
 }
 
 
-_ON_MAPS = (
-    nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm, first.FirstMaps,
-)  # fmt: skip
+_JOINED = (pooled.FirstMaps, pooled.PooledMaps)
+_ON_MAPS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm, *_JOINED)
 
 # ------------------------------------------------------------------------------------- what can be built
 

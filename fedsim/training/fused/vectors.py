@@ -29,28 +29,31 @@ def compiled(function: F) -> F:
     return cast(F, numba.njit(cache=True)(function))
 
 
-def inner(emit: Callable[..., None], n_arguments: int) -> Any:
-    """An intrinsic of that many arguments after `one`, whose code `emit(emitter, *arguments)` writes.
+def inner(emit: Callable[..., None]) -> Any:
+    """A function of `one` and a tuple of operands for compiled code, whose own code `emit(emitter, *operands)` writes.
 
     Whole numbers become those of an address; of a tuple the length is given, which is known when code is written.
     """
-    names = ", ".join(f"a{i}" for i in range(n_arguments))
-    scope: dict[str, Any] = {"_signed": _signed, "emit": emit}
-    exec(f"def inner(typingctx, one, {names}): return _signed(emit, one, [{names}])", scope)  # numba counts arguments
-    return intrinsic(scope["inner"])
+
+    @intrinsic
+    def function(typingctx: Any, one: Any, operands: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+            given = [
+                _operand(context, builder, kind, builder.extract_value(values[1], i))
+                for i, kind in enumerate(operands.types)
+            ]
+            emit(Emitter(context, builder, one), *given)
+            return context.get_dummy_value()
+
+        return types.void(one, operands), code
+
+    return function
 
 
-def _signed(emit: Callable[..., None], one: Any, arguments: Sequence[Any]) -> Any:
-    """The signature of an intrinsic, and who writes its code."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
-        lengths = [len(kind) if isinstance(kind, types.BaseTuple) else None for kind in arguments]
-        given = [value if n is None else n for value, n in zip(values[1:], lengths, strict=True)]
-        emit(Emitter(context, builder, signature.args[0]), *given)
-        return context.get_dummy_value()
-
-    whole = [types.intp if isinstance(a, types.Integer) else a for a in arguments]
-    return types.void(one, *whole), code
+def _operand(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.BaseTuple):
+        return len(kind)
+    return context.cast(builder, value, kind, types.intp) if isinstance(kind, types.Integer) else value
 
 
 @intrinsic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedsim.layout import Layout
+from fedsim.training import noise, objectives
 from fedsim.training.fused import entropy, images, products
 from fedsim.training.fused.convolution import joined
-from fedsim.training.fused.first import FirstMaps
-from fedsim.training.fused.first import joined as joined_first
 from fedsim.training.fused.graph import trace
+from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.fused.memory import padded
+from fedsim.training.fused.pooled import FirstMaps
+from fedsim.training.fused.pooled import joined as joined_first
 
 SETTINGS = settings(max_examples=25, deadline=None)
 ONES: dict[torch.dtype, Any] = {torch.float32: np.float32(1), torch.float64: np.float64(1)}
@@ -175,6 +179,43 @@ def test_the_first_convolution_with_its_pool(
         torch.testing.assert_close(y[..., own].permute(0, 3, 1, 2), expected.detach(), **near)
         torch.testing.assert_close(to_w[s], w[s] - dw, **near)
         torch.testing.assert_close(to_b[s], b[s] - db, **near)
+
+
+def test_the_way_back_through_a_later_convolution(make_config: Callable[..., Any]) -> None:
+    """Two convolutions with pools, as a model: after a step their weights are torch's, from flat images, too."""
+    rng, dtype = np.random.default_rng(5), torch.float64
+    module = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, (3, 2), padding=(1, 1)), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 3 * 2, 3),
+    )  # fmt: skip
+    config = make_config(model={"kind": "mlp"}, training={"batch_size": 4, "group_size": 3})
+    loss = objectives.task_loss(3)
+    machine = FusedMachine(module, (1, 12, 6), config.training, loss, 3, device=torch.device("cpu"), dtype=dtype)
+    kinds = [type(node.layer).__name__ for node in machine._nodes]
+    assert kinds.count("FirstMaps") == kinds.count("PooledMaps") == 1 and "Conv2d" not in kinds
+    layout = Layout.of(module)
+    base_GP = torch.from_numpy(np.stack([layout.flatten(module) * f for f in (1.0, 0.5, -1.0)])).to(dtype)
+    x = torch.from_numpy(rng.normal(size=(3, 4, 1, 12, 6)).round(0))
+    targets = torch.from_numpy(rng.integers(0, 3, (3, 4)))
+    machine.start(base_GP, torch.full((3, 1), 0.1, dtype=dtype), noise.Keys(0, np.arange(3), np.arange(3), [1] * 3))
+    batches = machine.batches
+    batches.x_GKBF[:, 0] = 0.0
+    batches.x_GKBF[:, 0, :, :72] = x.flatten(2)
+    batches.targets_GKB[:, 0], batches.scale_GKB[:, 0] = targets, 0.1 / 4
+    machine.step(0, 3)
+    found = torch.empty_like(base_GP)
+    machine.read(0, found)
+    module.to(dtype)
+    for s in range(3):
+        parameters = torch.split(base_GP[s], [p.numel() for p in module.parameters()])
+        own = {
+            name: value.view_as(p).clone().requires_grad_()
+            for (name, p), value in zip(module.named_parameters(), parameters, strict=True)
+        }
+        outputs = torch.func.functional_call(module, own, (x[s],))
+        gradients = torch.autograd.grad(functional.cross_entropy(outputs, targets[s]), list(own.values()))
+        expected = base_GP[s] - 0.1 * torch.cat([g.flatten() for g in gradients])
+        torch.testing.assert_close(found[s], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

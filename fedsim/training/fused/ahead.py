@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.config import PlainObjective, SgdOptimizer, TrainingConfig
+from fedsim.training.fused import products
 from fedsim.training.fused.graph import Node
-from fedsim.training.fused.memory import Places, Slab, padded
+from fedsim.training.fused.memory import ROW, Places, Slab, padded
 from fedsim.training.fused.values import Context, Form, Value
 from fedsim.training.groupbatches import GroupBatches
 from fedsim.types import Float64
@@ -134,6 +135,9 @@ class Ahead:
         self.sign = 1.0 if training.optimizer.momentum or training.optimizer.weight_decay else -1.0
         self._optimizer, self._batches, self._carries_rate = training.optimizer, batches, carries_rate
         self._names = [f"{self.prefix}{name}" for name, _ in node.layer.named_parameters()]
+        self._places = [places.by_name[name] for name in self._names]
+        self._one, self._n_bytes = (np.float32(1) if dtype is torch.float32 else np.float64(1)), dtype.itemsize
+        self._no_bias = torch.zeros(padded(node.layer.out_features), dtype=dtype, device=device)
         self._x_GRI = batches.x_GKBF.view(n_slots, self.n_steps * self.n_batch, stride)
         self._base = places.slab(n_slots, dtype, device)
         self._room = places.slab(1, dtype, device)
@@ -173,14 +177,22 @@ class Ahead:
         """The outputs that the weights of the block's start give."""
         y_RO, n_rows = self.y_GRO[slot, : x_RI.shape[0]], x_RI.shape[0]
         weights = self._views(self._weights, self._slot(slot))
-        self._product(x_RI, weights[0].T, weights[-1], y_RO)
+        self._forward(x_RI, weights, y_RO)
         if found.weights_R1 is not None:
             y_RO.mul_(found.weights_R1[:n_rows])
         if found.momenta_R1 is not None and not self._is_first:
             momenta = self._views(self._momenta, slot)
             by_momenta_RO = self._scaled_RO[:n_rows]
-            self._product(x_RI, momenta[0].T, momenta[-1], by_momenta_RO)
+            self._forward(x_RI, momenta, by_momenta_RO)
             y_RO.addcmul_(by_momenta_RO, found.momenta_R1[:n_rows])
+
+    def _forward(self, x_RI: Tensor, weights: list[Tensor], out_RO: Tensor) -> None:
+        """The layer's outputs, by weights and biases with padding."""
+        bias = weights[1] if len(weights) == 2 else self._no_bias
+        products.forward(
+            self._one, 1, x_RI.shape[0], x_RI.stride(0), self._places[0].n_rows, x_RI.data_ptr(), 0, x_RI.stride(0),
+            weights[0].data_ptr(), 0, bias.data_ptr(), 0, out_RO.data_ptr(), 0, out_RO.stride(0), self._n_bytes,
+        )  # fmt: skip
 
     def _product(self, a: Tensor, b: Tensor, bias: Tensor, out: Tensor) -> None:
         if len(self._names) == 2:
@@ -226,8 +238,30 @@ class Ahead:
             terms = [(p - less, base)]
             if not self._is_first:
                 terms = [(p, self._views(self._weights, slot)), (q, self._views(self._momenta, slot)), (-less, base)]
+            elif p == less and self._is_direct(out_GP):
+                self._write_sums(out_GP[slot - first], slot, n, found.gradients_w[n])
+                continue
             self._combine(room, slot, n, found.gradients_w[n], *terms)
             self._room.read(0, out_GP[slot - first : slot - first + 1])
+
+    def _is_direct(self, out_GP: Tensor) -> bool:
+        """Whether gradients can be summed up where they are asked for: rows of whole vectors, without padding."""
+        return self._places[0].n_columns % ROW == 0 and out_GP.dtype == self.y_GRO.dtype and out_GP.stride(1) == 1
+
+    def _write_sums(self, out_P: Tensor, slot: int, n: int, factors_R1: Tensor) -> None:
+        """Writes the gradients of `n` steps times their factors, which is all that the update consists of."""
+        n_rows, (weight, *biases), none, one = n * self.n_batch, self._places, self._one * 0, self._one
+        scaled_RO = torch.mul(self.dy_GRO[slot, :n_rows], factors_R1, out=self._scaled_RO[:n_rows])
+        x_RI, start = self._x_GRI[slot], out_P.data_ptr()
+        place = (scaled_RO.data_ptr(), 0, scaled_RO.stride(0))
+        to_w = start + self._n_bytes * weight.source
+        products.backward(
+            one, 1, n_rows, weight.n_columns, weight.n_rows, False, *place, 0, 0, x_RI.data_ptr(), 0, x_RI.stride(0),
+            0, 0, 0, to_w, none, one, self._n_bytes,
+        )  # fmt: skip
+        for bias in biases:
+            to_b = start + self._n_bytes * bias.source
+            products.add_sums(one, 1, n_rows, bias.n_columns, *place, to_b, 0, none, one, self._n_bytes)
 
     def _combine(
         self, out: list[Tensor], slot: int, n: int, factors_R1: Tensor, *terms: tuple[float, list[Tensor]]

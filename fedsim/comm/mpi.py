@@ -461,13 +461,14 @@ class WorkerChannel:
         needed = {command.evaluate, *(task.base_version for task in command.tasks)}
         backoff = Backoff(cap_s=1e-4)
         self._learn_arrived()
-        while any(come.is_state or not needed.isdisjoint(come.numbers) for come in self._coming):
+        while not self._stopped and any(come.is_state or not needed.isdisjoint(come.numbers) for come in self._coming):
             self._wait(backoff)
-            self._outbox.advance()
-            self._learn_arrived()
+            self._progress()  # commands too: what another worker was to receive may have to come by a new one
 
     def _work(self, command: Command) -> None:
         self._await_versions(command)
+        if self._stopped:
+            return
         try:
             self._do(command)
         except SentHome:

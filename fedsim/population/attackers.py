@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fedsim.config import LabelFlip, RunConfig
 from fedsim.errors import ConfigError
+from fedsim.population.laid import Laid
 from fedsim.population.population import Population
 from fedsim.seeding import Purpose, bits
 from fedsim.types import Int64, Shard
@@ -72,6 +74,22 @@ class Poisoned(Population):
     def shard(self, client: int) -> Shard:
         shard = self._inner.shard(client)
         return Shard(shard.x, self.n_classes - 1 - shard.y) if client in self._attacking else shard
+
+    def laid(self, client: int) -> Laid | None:
+        laid = self._inner.laid(client)
+        if laid is None or client not in self._attacking:
+            return laid
+        return replace(laid, y=self.n_classes - 1 - laid.y)
+
+    def laid_test(self, client: int) -> Laid | None:
+        return self._inner.laid_test(client)
+
+    def laid_central(self) -> Laid | None:
+        return self._inner.laid_central()
+
+    @property
+    def has_central_test(self) -> bool:
+        return self._inner.has_central_test
 
     def data_sha256(self) -> str:
         return self._inner.data_sha256()

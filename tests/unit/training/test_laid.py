@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 import fedsim
+from fedsim import population
+from fedsim.configfile import from_mapping
 from fedsim.errors import DataError
 from fedsim.population import laid, nodecache
+from fedsim.population.attackers import Poisoned, poisoned
 from fedsim.population.laid import Laid
 from fedsim.population.population import ArrayPopulation, inputs_of
 from fedsim.training.objectives import CrossEntropy
@@ -103,6 +106,19 @@ def config(path: Path, training_path: str, worker_data_bytes: int) -> dict[str, 
         "memory": {"worker_data_bytes": worker_data_bytes},
         "stop": {"versions": 2},
     }
+
+
+def test_turned_labels_are_turned_where_samples_lie(tmp_path: Path) -> None:
+    plain = config(archive(tmp_path, RNG.integers(0, 256, (60, 8, 8), np.uint8)), "fused", 0)
+    made = from_mapping({**plain, "attack": {"kind": "label-flip", "clients": [1, 3]}})
+    people = poisoned(population.build(made, tmp_path), made, np.array([1, 3]))
+    assert isinstance(people, Poisoned) and people.has_central_test
+    for client in range(5):
+        there, whole = people.laid(client), people.shard(client)
+        assert there is not None and np.array_equal(there.y, whole.y)
+        x = np.empty((whole.y.size, 64), np.float32)
+        there.write(np.arange(whole.y.size), x)
+        assert np.array_equal(x, whole.x.reshape(-1, 64))
 
 
 def scores(run: Any) -> list[tuple[Any, ...]]:

@@ -31,6 +31,8 @@ TASK = np.dtype(
         ("n_steps", "<i8"),
         ("first_step", "<i8"),
         ("learning_rate", "<f8"),
+        ("dispatch_s", "<f8"),
+        ("arrival_s", "<f8"),
         ("send", "<i8"),
     ]
 )
@@ -62,14 +64,16 @@ def encode_command(command: Command) -> Bytes:
     lists = _lists(command)
     flags = (command.evaluate, int(command.collect), command.stop + command.shows_stack, int(command.total))
     header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
-    tasks = np.array([(*task[:7], send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK)
+    tasks = np.array(
+        [(*task[:8], task.arrival_s, send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK
+    )
     numbers = np.array([number for part in lists for number in part], dtype="<i8")
     weights = np.array(command.weights, dtype="<f8")
     return np.concatenate([part.view(np.uint8) for part in (header, tasks, numbers, weights)])
 
 
 def decode_command(data: Bytes) -> Command:
-    """The command in a received buffer; bytes after its end are ignored. Its tasks' times stay with the server."""
+    """The command in a received buffer; bytes after its end are ignored. Of its tasks' times two are there."""
     n_tasks, *counts, evaluate, collect, stop, total = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
     end = _COMMAND_HEADER_BYTES + n_tasks * TASK.itemsize
     records = data[_COMMAND_HEADER_BYTES:end].view(TASK).tolist()
@@ -77,7 +81,7 @@ def decode_command(data: Bytes) -> Command:
     numbers = data[end:after].view("<i8").tolist()
     lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
     tasks = [_task(record) for record in records]
-    send = [bool(record[7]) for record in records]
+    send = [bool(record[-1]) for record in records]
     coming, forget, fetch, drop, commit, discard, adopt, add, places = lists
     weights = data[after : after + 8 * len(add)].view("<f8").tolist()
     last = (bool(collect), stop > 1, add, weights, bool(total), places)
@@ -91,8 +95,8 @@ def _lists(command: Command) -> tuple[Sequence[int], ...]:
 
 
 def _task(record: Sequence[Any]) -> Task:
-    task, client, base_version, n_samples, n_steps, first_step, learning_rate, _ = record
-    times = (math.nan,) * 6
+    task, client, base_version, n_samples, n_steps, first_step, learning_rate, dispatch_s, arrival_s, _ = record
+    times = (dispatch_s, math.nan, math.nan, math.nan, arrival_s, math.nan)
     return Task(task, client, base_version, n_samples, n_steps, first_step, learning_rate, *times, False, True)
 
 

@@ -39,7 +39,7 @@ def in_a_buffer(data: wire.Bytes, size: int) -> wire.Bytes:
 
 
 TASKS = st.lists(
-    st.tuples(*[NUMBERS] * 6, FLOATS).map(lambda t: Task(*t, NAN, NAN, NAN, NAN, NAN, NAN, False, True)),
+    st.tuples(*[NUMBERS] * 6, *[FLOATS] * 3).map(lambda t: Task(*t[:8], NAN, NAN, NAN, t[8], NAN, False, True)),
     max_size=6,  # type: ignore[call-arg]
 )
 
@@ -71,10 +71,10 @@ def test_commands(
     assert back[1:] == command[1:]
 
 
-def test_the_times_of_a_task_stay_with_the_server() -> None:
-    timed = task(3)._replace(dispatch_s=1.0, arrival_s=2.0, due_s=3.0, wanted=False, lost=True)
+def test_of_a_tasks_times_the_worker_learns_its_delay() -> None:
+    timed = task(3)._replace(dispatch_s=1.0, download_s=0.5, arrival_s=2.0, due_s=3.0, wanted=False, lost=True)
     back = wire.decode_command(in_a_buffer(wire.encode_command(Command([timed], [True])), wire.COMMAND_BYTES))
-    assert same(back.tasks[0], task(3))
+    assert same(back.tasks[0], task(3)._replace(dispatch_s=1.0, arrival_s=2.0))
 
 
 REPORTS = st.lists(st.tuples(*[NUMBERS] * 3, *[FLOATS] * 4, st.booleans()), max_size=6)

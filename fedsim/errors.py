@@ -46,6 +46,10 @@ class ClientError(FedsimError):
     """A client whose training failed, as with a loss that is no number; names client, task, version and step."""
 
 
+class UserCodeError(FedsimError):
+    """A function of the user's own that failed or returned what it may not: file, line and function, then the trace."""
+
+
 class WorkerError(FedsimError):
     """An exception at a worker that nobody expected; the text is its traceback under the worker's name."""
 

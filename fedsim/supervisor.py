@@ -84,9 +84,9 @@ class Launcher:
         tolerance = ["--with-ft", "ulfm"] if self.survives else []
         where = ["--host", ",".join(map(str, hosts))] if hosts else []
         program = [sys.executable, "-m", "fedsim"]
-        quiet = ["--quiet"] if "--quiet" in job.words else []
+        kept = [word for word in ("--quiet", "--allow-code") if word in job.words]
         if resumes:
-            program += ["resume", str(job.folder), *quiet]
+            program += ["resume", str(job.folder), *kept]
         else:
             program += ["run", str(job.config), "--out", str(job.folder), *job.words]
         return [*self.mpirun, *tolerance, *where, "-n", str(n_ranks_on(job.n_ranks, hosts)), *program]
@@ -342,6 +342,7 @@ def judge(status: str, code: int, was_asked: bool, failure: Callable[[], int]) -
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="As for fedsim run.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="As for fedsim run.")
 @click.option("--quiet", is_flag=True, help="As for fedsim run.")
+@click.option("--allow-code", is_flag=True, help="As for fedsim run.")
 def main(
     config: Path,
     n_ranks: int,
@@ -351,6 +352,7 @@ def main(
     overrides: tuple[str, ...],
     out: Path | None,
     quiet: bool,
+    allow_code: bool,
 ) -> int:
     """Run CONFIG.yaml on N ranks, and start again what died; or go on with a run, where CONFIG is its folder.
 
@@ -362,7 +364,8 @@ def main(
     be gone on with; 76 stalled; 77 lost, after so many attempts.
     """
     launcher = Launcher.of(shlex.split(os.environ.get(MPIRUN, "")) or [_mpirun()])
-    words = [word for value in overrides for word in ("--set", value)] + ["--quiet"] * quiet
+    words = [word for value in overrides for word in ("--set", value)]
+    words += ["--quiet"] * quiet + ["--allow-code"] * allow_code
     job = job_of(config, overrides, out)
     where = parse_hosts(hosts) or slurm_hosts(os.environ)
     job = Job(job.config, job.folder, n_ranks, attempts, words, where, job.stall_timeout_s)

@@ -23,6 +23,7 @@ from fedsim.aggregation.fedopt import FedAvgM, FedOpt
 from fedsim.aggregation.kasync import KAsync
 from fedsim.aggregation.localmodels import AsoFed, FedAt, FedFa, Safa
 from fedsim.aggregation.marked import Marked
+from fedsim.aggregation.own import OwnRule
 from fedsim.aggregation.pisces import Pisces
 from fedsim.aggregation.qfedavg import QFedAvg
 from fedsim.aggregation.robust import Krum, Median, NormBound, TrimmedMean
@@ -68,6 +69,7 @@ _KNOWING: dict[type, Callable[[Any, Facts], Rule]] = {
     c.SafaRule: Safa,
     c.AsoFedRule: AsoFed,
     c.AflCsRule: AflCs,
+    c.UserRule: OwnRule,
     c.FedNovaRule: FedNova,
     c.ScaffoldRule: Scaffold,
     c.FedDynRule: FedDyn,

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedsim.aggregation.accumulate import Diagnostics, ServerState, fresh, published
 from fedsim.types import Float32, Float64, Int64, Task, TaskReport, Update
+from fedsim.userfiles import UserFunction
 
 NO_TASK = Task(0, 0, 0, 1, 1, 0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, math.nan, False, True)
 
@@ -62,7 +63,7 @@ class Facts:
     where the policy fixes it, else 0. `tier_of` gives a client's tier, 0 the fastest, under the policy `tiers`.
     `max_lag` is the lag tolerance of the policy `safa`. `planned_versions` is where the run stops, 0 if it does not
     stop by that.
-    `client_momentum` is that of the clients' SGD.
+    `client_momentum` is that of the clients' SGD. `function` is the rule of the user's own, where there is one.
     """
 
     n_clients: int = 1
@@ -74,6 +75,7 @@ class Facts:
     planned_versions: int = 0
     tier_of: Callable[[int], int] = _no_tier
     client_momentum: float = 0.0
+    function: UserFunction | None = None
 
 
 ALONE = Facts()

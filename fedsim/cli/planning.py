@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
-from fedsim.cli.running import set_option
+from fedsim.cli.running import code_option, set_option
 from fedsim.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ KINDS = {
 @click.command(short_help="Say what a run of a configuration would do; train nothing.")
 @click.argument("config", type=click.Path(path_type=Path))
 @set_option
-def check(config: Path, overrides: tuple[str, ...]) -> int:
+@code_option
+def check(config: Path, overrides: tuple[str, ...], allow_code: bool) -> int:
     """Check the configuration file CONFIG and say what a run of it would do; trains nothing."""
     from rich.markup import escape
     from rich.table import Table
@@ -40,7 +41,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> int:
     from fedsim.cli.output import show_table
     from fedsim.engine.plan import plan
 
-    planned = plan(configfile.load(config, overrides), config.resolve().parent)
+    planned = plan(configfile.load(config, overrides), config.resolve().parent, allow_code)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -28,6 +28,9 @@ quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value, as stop.versions=10; repeatable."
 )
+code_option = click.option(
+    "--allow-code", is_flag=True, help="Load functions from files of your own that the configuration names."
+)
 
 
 @click.command(short_help="Run a configuration file, alone or as a rank of an MPI job.")
@@ -35,7 +38,8 @@ set_option = click.option(
 @set_option
 @out_option
 @quiet_option
-def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool) -> int:
+@code_option
+def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, allow_code: bool) -> int:
     """Run the configuration file CONFIG, alone or as a rank of an MPI job.
 
     The record goes to runs/NAME, NAME being that of the configuration, or to the folder of --out, which must not exist.
@@ -49,7 +53,7 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool)
     def start(caller: Caller) -> Ending | None:
         from fedsim.engine.run import run_file
 
-        return run_file(config, overrides, out, caller)
+        return run_file(config, overrides, out, replace(caller, allow_code=allow_code))
 
     return _as_rank(lambda: _limits_of(config, overrides), start, _report_run, quiet)
 
@@ -58,7 +62,8 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--allow-mixed", is_flag=True, help="Go on where other bits may come out: another device or library.")
 @quiet_option
-def resume(run: Path, allow_mixed: bool, quiet: bool) -> int:
+@code_option
+def resume(run: Path, allow_mixed: bool, quiet: bool, allow_code: bool) -> int:
     """Go on with RUN, the folder of a run that was stopped or killed, alone or as a rank of an MPI job.
 
     It goes on from the newest checkpoint that is whole, or from the beginning without one, on any number of ranks, and
@@ -69,7 +74,7 @@ def resume(run: Path, allow_mixed: bool, quiet: bool) -> int:
     def start(caller: Caller) -> Ending | None:
         from fedsim.engine.run import resume_run
 
-        return resume_run(run, replace(caller, allow_mixed=allow_mixed))
+        return resume_run(run, replace(caller, allow_mixed=allow_mixed, allow_code=allow_code))
 
     return _as_rank(lambda: _limits_in(run), start, _report_run, quiet)
 
@@ -78,7 +83,8 @@ def resume(run: Path, allow_mixed: bool, quiet: bool) -> int:
 @click.argument("run", type=click.Path(path_type=Path))
 @out_option
 @quiet_option
-def replay(run: Path, out: Path | None, quiet: bool) -> int:
+@code_option
+def replay(run: Path, out: Path | None, quiet: bool, allow_code: bool) -> int:
     """Train the recorded history of RUN again and compare the models.
 
     The same clients train from the same versions for the same steps, and their updates are applied in the recorded
@@ -89,7 +95,7 @@ def replay(run: Path, out: Path | None, quiet: bool) -> int:
     def start(caller: Caller) -> Ending | None:
         from fedsim.engine.run import replay_run
 
-        return replay_run(run, out, caller)
+        return replay_run(run, out, replace(caller, allow_code=allow_code))
 
     return _as_rank(lambda: _limits_of_record(run), start, lambda ending, q: _report_replay(run, ending, q), quiet)
 

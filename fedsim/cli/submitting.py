@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedsim.cli.running import out_option, set_option
+from fedsim.cli.running import code_option, out_option, set_option
 from fedsim.cli.sweeping import prepared, vary_option
 from fedsim.errors import EXIT_DONE, ConfigError, LaunchError, RecordError
 
@@ -33,6 +33,7 @@ _SBATCH_TIMEOUT_S = 120.0
 @click.option("--partition", metavar="NAME", help="The partition.")
 @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]", help="Another option of sbatch; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print the batch file; write and submit nothing.")
+@code_option
 def submit(
     config: Path,
     vary: tuple[str, ...],
@@ -46,6 +47,7 @@ def submit(
     partition: str | None,
     sbatch: tuple[str, ...],
     dry_run: bool,
+    allow_code: bool,
 ) -> int:
     """Check the configuration file CONFIG and submit its run as a Slurm job.
 
@@ -61,14 +63,12 @@ def submit(
     from fedsim.jobs import batch
     from fedsim.jobs import machine as machines
 
-    changes = {"nodes": nodes, "time": time_limit, "account": account, "partition": partition}
-    site = machines.load(machine, sbatch, changes)
-    planned = _planned(config, overrides)
+    asked = {"nodes": nodes, "time": time_limit, "account": account, "partition": partition}
+    site, planned = machines.load(machine, sbatch, asked), _planned(config, overrides, allow_code)
     n_ranks = ranks or site.nodes * site.ranks_per_node
     if n_ranks < max(2, site.nodes):
         raise ConfigError(f"--ranks is {n_ranks}; allowed: 2 or more, and one or more for each of {site.nodes} nodes")
-    name = planned.config.name
-    run = out or Path("runs") / (f"{name}-sweep" if vary else name)
+    run = out or Path("runs") / (planned.config.name + "-sweep" * bool(vary))
     job = batch.Job(
         name=planned.config.name,
         command=("fedsim", *sys.argv[1:]),
@@ -80,7 +80,8 @@ def submit(
         log=f"{run}-%A_%a.out" if vary else f"{run}-%j.out",
         nodes=site.nodes,
         ranks=n_ranks,
-        n_points=_n_points(config, vary, overrides, run, site.launcher, dry_run) if vary else 0,
+        allow_code=allow_code,
+        n_points=_n_points(config, vary, overrides, run, site.launcher, dry_run, allow_code) if vary else 0,
     )
     text = batch.text(job, site)
     if dry_run:
@@ -96,7 +97,13 @@ def submit(
 
 
 def _n_points(
-    config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], run: Path, launcher: str, dry_run: bool
+    config: Path,
+    vary: tuple[str, ...],
+    overrides: tuple[str, ...],
+    run: Path,
+    launcher: str,
+    dry_run: bool,
+    allow_code: bool,
 ) -> int:
     """Points of a sweep, which is frozen here unless nothing is to be written."""
     from fedsim.jobs import sweep
@@ -107,7 +114,7 @@ def _n_points(
         )
     if dry_run:
         return len(sweep.grid(config, overrides, vary, run).points)
-    return len(prepared(config, vary, overrides, run).points)
+    return len(prepared(config, vary, overrides, run, allow_code).points)
 
 
 def _mpirun() -> str:
@@ -116,11 +123,11 @@ def _mpirun() -> str:
     return str(beside) if beside.exists() else "mpirun"
 
 
-def _planned(config: Path, overrides: tuple[str, ...]) -> Plan:
+def _planned(config: Path, overrides: tuple[str, ...], allow_code: bool) -> Plan:
     from fedsim import configfile
     from fedsim.engine.plan import plan
 
-    return plan(configfile.load(config, overrides), config.resolve().parent)
+    return plan(configfile.load(config, overrides), config.resolve().parent, allow_code)
 
 
 def _refuse_another(run: Path, planned: Plan) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedsim.cli.running import quiet_option, set_option
+from fedsim.cli.running import code_option, quiet_option, set_option
 from fedsim.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ vary_option = click.option(
 @click.option("--point", type=click.IntRange(0), metavar="I", help="Run this point only, counted from 0.")
 @click.option("--freeze", is_flag=True, help="Check and write the manifest; run nothing.")
 @quiet_option
+@code_option
 def sweep(
     config: Path,
     vary: tuple[str, ...],
@@ -40,6 +41,7 @@ def sweep(
     point: int | None,
     freeze: bool,
     quiet: bool,
+    allow_code: bool,
 ) -> int:
     """Run the configuration file CONFIG with all combinations of the values of --vary.
 
@@ -47,7 +49,7 @@ def sweep(
     beside it. Called again, or with the folder DIR in place of CONFIG, it goes on: what is done is skipped, what was
     begun is resumed. More than one rank start under supervision, as by launch/run.
     """
-    chosen = prepared(config, vary, overrides, out)
+    chosen = prepared(config, vary, overrides, out, allow_code)
     if point is not None and point >= len(chosen.points):
         raise ConfigError(f"--point is {point}; allowed: 0 to {len(chosen.points) - 1}")
     if freeze:
@@ -55,14 +57,16 @@ def sweep(
         return EXIT_DONE
     worst = EXIT_DONE
     for one in chosen.points if point is None else (chosen.points[point],):
-        code = _run_point(chosen, one, ranks, quiet)
+        code = _run_point(chosen, one, ranks, quiet, allow_code)
         if code == EXIT_REQUEUE or code < 0:
             return EXIT_REQUEUE if code == EXIT_REQUEUE else 128 - code
         worst = worst or code
     return worst
 
 
-def prepared(config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], out: Path | None) -> Sweep:
+def prepared(
+    config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], out: Path | None, allow_code: bool
+) -> Sweep:
     """The frozen sweep: that of a folder, or a new one, whose points could all run."""
     from fedsim import configfile
     from fedsim.engine.plan import plan
@@ -77,19 +81,19 @@ def prepared(config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], ou
     name = configfile.load(config, overrides).name
     made = sweeps.grid(config, overrides, vary, Path("runs") / f"{name}-sweep" if out is None else out)
     for one in made.points:
-        plan(configfile.load(config, one.overrides), config.resolve().parent)
+        plan(configfile.load(config, one.overrides), config.resolve().parent, allow_code)
     sweeps.freeze(made)
     return made
 
 
-def _run_point(chosen: Sweep, one: Point, ranks: int, quiet: bool) -> int:
+def _run_point(chosen: Sweep, one: Point, ranks: int, quiet: bool, allow_code: bool) -> int:
     """The exit code of a point's run; negative if a signal killed it."""
     if chosen.is_done(one):
         _say(f"{one.name}: done already", quiet)
         return EXIT_DONE
     chosen.check(one)
     _say(f"{one.name}: {' '.join(one.overrides)}", quiet)
-    return _call(_words(chosen, one, ranks))
+    return _call([*_words(chosen, one, ranks), *["--allow-code"] * allow_code])
 
 
 def _words(chosen: Sweep, one: Point, ranks: int) -> list[str]:

@@ -152,6 +152,7 @@ from fedsim.config.training import (
     SgdOptimizer,
     TrainingConfig,
 )
+from fedsim.config.user import UserData, UserObjective, UserRule, UserSelection
 
 __all__ = [
     "AceDelayAwareRule",
@@ -292,6 +293,10 @@ __all__ = [
     "TrainingConfig",
     "TrimmedMeanRule",
     "UpdateCompression",
+    "UserData",
+    "UserObjective",
+    "UserRule",
+    "UserSelection",
     "WindowSchedule",
     "WkaflRule",
 ]

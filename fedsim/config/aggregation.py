@@ -29,6 +29,7 @@ from fedsim.config.base import CountOrZero, Positive
 from fedsim.config.robust import RobustRule
 from fedsim.config.staleness import PolynomialStaleness, RuleSection, StalenessConfig
 from fedsim.config.synchronous import SynchronousRule
+from fedsim.config.user import UserRule
 
 
 class FedAvgRule(RuleSection):
@@ -99,6 +100,7 @@ AggregationConfig = Annotated[
     | AsoFedRule
     | AflCsRule
     | SynchronousRule
-    | RobustRule,
+    | RobustRule
+    | UserRule,
     Field(discriminator="rule"),
 ]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config.base import Classes, Count, CountOrZero, NonNegative, OpenFraction, Positive, Section
+from fedsim.config.user import UserData
 
 
 class HeartData(Section):
@@ -133,7 +134,8 @@ DataConfig = Annotated[
     | IdxData
     | NpzData
     | Hdf5Data
-    | CsvData,
+    | CsvData
+    | UserData,
     Field(discriminator="dataset"),
 ]
 

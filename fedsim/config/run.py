@@ -17,6 +17,7 @@ from fedsim.config.personalization import PersonalizationConfig
 from fedsim.config.schedule import ScheduleConfig, TiflSelection
 from fedsim.config.together import check_personal, check_rule
 from fedsim.config.training import TrainingConfig
+from fedsim.config.user import UserSelection, spelt_out
 
 
 class EvaluationConfig(Section):
@@ -153,6 +154,12 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _files_are_short(cls, value: Any) -> Any:
+        """`rule: ./mine.py:my_rule` is short for `rule: user` with that function, and likewise elsewhere."""
+        return spelt_out(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
     def _none_is_short(cls, value: Any) -> Any:
         """`training: none` is short for a task of one step that nobody trains."""
         if isinstance(value, dict) and value.get("training") == "none":
@@ -242,7 +249,7 @@ class RunConfig(Section):
     def _check_selection(self) -> None:
         """Selections that learn need what they learn from."""
         selection = self.schedule.selection
-        if isinstance(selection, str):
+        if isinstance(selection, str | UserSelection):
             return
         if isinstance(selection, TiflSelection) and self.schedule.policy != "sync":
             raise ValueError(

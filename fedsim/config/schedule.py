@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config.base import Count, CountOrZero, Fraction, NonNegative, Positive, PositiveSeconds, Section
+from fedsim.config.user import UserSelection
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -32,7 +33,7 @@ class TiflSelection(Section):
     credits: Count | None = None
 
 
-SelectionConfig = Annotated[PiscesSelection | TiflSelection, Field(discriminator="kind")]
+SelectionConfig = Annotated[PiscesSelection | TiflSelection | UserSelection, Field(discriminator="kind")]
 Chosen = Literal["uniform", "size", "availability"]
 
 

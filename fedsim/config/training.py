@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config.base import Count, NonNegative, Positive, Section
+from fedsim.config.user import UserObjective
 
 
 class SgdOptimizer(Section):
@@ -72,7 +73,8 @@ class AsoFedObjective(Section):
 
 
 ObjectiveConfig = Annotated[
-    PlainObjective | ProximalObjective | AflCsObjective | AsoFedObjective, Field(discriminator="kind")
+    PlainObjective | ProximalObjective | AflCsObjective | AsoFedObjective | UserObjective,
+    Field(discriminator="kind"),
 ]
 
 

@@ -25,6 +25,7 @@ class Statement:
     config_sha256: str = ""
     data_sha256: str = ""
     layout: str = ""
+    code: str = ""
     device: str = ""
     environment: Mapping[str, str] | None = None
     cores: str = ""
@@ -47,6 +48,11 @@ def agree(mine: Statement, gather: Callable[[Statement], list[Statement]], allow
                     f"ranks see different {what}: rank {other.rank} on {other.host} has "
                     f"{getattr(other, attribute)[:16]}, rank 0 on {first.host} {getattr(first, attribute)[:16]}"
                 )
+        if other.code != first.code:
+            raise LaunchError(
+                f"ranks see different code of yours: rank {other.rank} on {other.host} has {other.code}, "
+                f"rank 0 on {first.host} {first.code}"
+            )
         if other.data_sha256 != first.data_sha256:
             raise DataError(
                 f"ranks see different data: rank {other.rank} on {other.host} has sha256 {other.data_sha256[:16]}, "

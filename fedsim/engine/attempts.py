@@ -60,6 +60,7 @@ def provenance_of(made: Plan, statements: Sequence[Statement], caller: Caller, f
     attributes = {
         **collected.attributes,
         **_attack(made),
+        **({"code_sha256": made.own.sha256} if made.own.sha256 else {}),
         "config_folder": str(made.base_dir),
         "path_reason": made.path_reason,
         "treatment": treatment_text(made.config, made.layout),
@@ -96,8 +97,8 @@ def _facts(made: Plan, statements: Sequence[Statement], caller: Caller) -> RunFa
         seed=config.seed,
         clock=config.clock,
         policy=config.schedule.policy,
-        rule=config.aggregation.rule,
-        dataset=config.data.dataset,
+        rule=config.aggregation.rule if made.own.rule is None else made.own.rule.name,
+        dataset=config.data.dataset if made.own.data is None else made.own.data.name,
         config_text=configfile.resolved_text(config),
         command=tuple(caller.command_line),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

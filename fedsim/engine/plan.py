@@ -7,7 +7,6 @@ Every rank makes the same plan from the same configuration; rank zero's is the o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,14 @@ from fedsim.config import (
     NaturalPartition,
     RunConfig,
     SafaSchedule,
-    SyncSchedule,
     TiersSchedule,
-    TiflSelection,
 )
 from fedsim.configfile import sha256
+from fedsim.engine import owncode
 from fedsim.engine.buffers import check_buffers, treatment_lines, with_buffers
 from fedsim.engine.items import Bounds
+from fedsim.engine.owncode import NOTHING, OwnCode
+from fedsim.engine.planchecks import check_schedule, check_target, check_time
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.population.attackers import attackers, poisoned
@@ -41,6 +41,7 @@ from fedsim.schedule.building import build_policy, build_selection, pace_and_lea
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.tiers import tiers
+from fedsim.training import Payload
 from fedsim.training import plan as training_plan
 from fedsim.training.clients import Method, methods_of, n_state_values
 from fedsim.training.clients.attacking import attack_of
@@ -48,6 +49,7 @@ from fedsim.training.clients.coding import coding_of
 from fedsim.training.clients.methods import WayOfTheModel
 from fedsim.training.local import local_training
 from fedsim.types import Float32, Int64
+from fedsim.userfiles import UserFiles, UserFunction
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +83,7 @@ class Plan:
     methods: tuple[Method, ...] = ()
     codec: Codec | None = None
     attackers: Int64 | None = None
+    own: OwnCode = NOTHING
 
     @property
     def n_state_values(self) -> int:
@@ -120,7 +123,9 @@ class Plan:
         """The schedule at time zero."""
         sizes = self._all_sizes() if self.config.schedule.selection == "size" else None
         there = AlwaysThere() if self.devices is None else self.devices
-        selection = build_selection(self.config.schedule, self.config.seed, there, sizes, self._tiers)
+        selection = build_selection(
+            self.config.schedule, self.config.seed, there, sizes, self._tiers, self.own.selection
+        )
         policy = build_policy(self.config.schedule, self.n_eligible, self.config.drops_updates)
         pace, learners = pace_and_learners(policy, selection, self.rule.decides_steps)
         return Schedule(policy, self._domains(), selection, self.work(), self.devices, pace, learners)
@@ -145,6 +150,7 @@ class Plan:
             *self._sums(),
             *self._compression(),
             *([("attackers", self._attackers_text())] if self.attackers is not None else []),
+            *([("code of your own", ", ".join(self.own.names))] if self.own.names else []),
             ("training", self._training_text()),
             ("a task lasts", expected),
             ("evaluations", self._evaluations_text()),
@@ -280,8 +286,10 @@ class Plan:
         )
 
 
-def plan(config: RunConfig, base_dir: Path) -> Plan:
+def plan(config: RunConfig, base_dir: Path, allow_code: bool = False) -> Plan:
     """The plan of a run; relative paths of the configuration are looked up from `base_dir`.
+
+    `allow_code`: functions of the user's own may be loaded, where the configuration names some.
 
     Raises:
         ConfigError: the combination cannot run.
@@ -289,11 +297,12 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     """
     from fedsim.training.objectives import loss_kind, loss_of  # loads torch
 
-    people, members, attacking = _people(config, base_dir)
+    own = owncode.load(config, UserFiles(base_dir, allow_code))
+    people, members, attacking = _people(config, base_dir, own.data)
     n_eligible = people.n_clients if members is None else int(members.size)
-    _check_schedule(config, n_eligible)
+    check_schedule(config, n_eligible)
     loss = loss_of(config, people)
-    _check_target(config, loss.metric_names)
+    check_target(config, loss.metric_names)
     kind = loss_kind(config, people)
     module = models.build_initial(config.model, people.sample_shape, people.n_classes, config.seed, kind)
     layout = Layout.of(module)
@@ -301,17 +310,14 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
     payload = aggregation.payload(config.aggregation)
     codec = compression.build(config.compression.updates, layout.n_parameters)
     _check_compression(config, codec, layout.n_parameters, n_extras)
-    attack = attack_of(config, attacking, payload)
-    methods = (*methods_of(config, layout, payload), *attack, *coding_of(config, codec, payload))
+    methods = _methods(config, layout, codec, attacking, payload)
     _check_methods(config, people, methods)
     check_buffers(config, people, module, layout)
     row_bytes = 4 * layout.n_parameters if codec is None else codec.n_bytes
     version_values = (1 + n_extras) * layout.n_parameters
     n_withheld = sum(method.n_withheld for method in methods)  # is not sent, as far as simulated links go
     devices = _devices(config, people, base_dir, version_values - n_withheld, row_bytes - 4 * n_withheld)
-    rule = aggregation.build(config.aggregation, _facts(config, people, members, layout, devices))
-    rule = with_buffers(config, layout, rule) if layout.n_buffers else rule
-    rule = rule if attacking is None else Marked(rule, attacking)
+    rule = _rule(config, _facts(config, people, members, layout, devices, own), layout, attacking)
     has_linear = any(method.has_linear for method in methods)
     path, group_size, reason = _path(config, module, people, loss, has_linear)
     made = Plan(
@@ -334,6 +340,7 @@ def plan(config: RunConfig, base_dir: Path) -> Plan:
         methods=methods,
         codec=codec,
         attackers=attacking,
+        own=own,
     )
     _check_alone(made)
     _check_reduce(made)
@@ -348,7 +355,7 @@ def _devices(
         return None
     n_down = (4 if config.compression.versions == "float32" else 2) * version_values
     devices = Devices(config.devices, config.seed, people.n_clients, base_dir, n_down, update_bytes)
-    _check_time(config, devices)
+    check_time(config, devices)
     return devices
 
 
@@ -379,9 +386,26 @@ def _check_compression(config: RunConfig, codec: Codec | None, n_parameters: int
         )
 
 
-def _people(config: RunConfig, base_dir: Path) -> tuple[population.Population, Int64 | None, Int64 | None]:
+def _rule(config: RunConfig, facts: Facts, layout: Layout, attacking: Int64 | None) -> Rule:
+    """The rule, which leaves buffers to their treatment and marks attackers' updates, where there are some."""
+    rule = aggregation.build(config.aggregation, facts)
+    rule = with_buffers(config, layout, rule) if layout.n_buffers else rule
+    return rule if attacking is None else Marked(rule, attacking)
+
+
+def _methods(
+    config: RunConfig, layout: Layout, codec: Codec | None, attacking: Int64 | None, payload: Payload
+) -> tuple[Method, ...]:
+    """What clients do around their training, in its order: the encoding last, of what attackers send."""
+    attack = attack_of(config, attacking, payload)
+    return (*methods_of(config, layout, payload), *attack, *coding_of(config, codec, payload))
+
+
+def _people(
+    config: RunConfig, base_dir: Path, own: UserFunction | None
+) -> tuple[population.Population, Int64 | None, Int64 | None]:
     """The population, its clients with data (None: all), and those that attack (None: there is no attack)."""
-    people = population.build(config, base_dir)
+    people = population.build(config, base_dir, own)
     members = _members(config, people)
     attacking = attackers(config, np.arange(people.n_clients) if members is None else members)
     return poisoned(people, config, attacking), members, attacking
@@ -455,7 +479,12 @@ def _speed_tiers(
 
 
 def _facts(
-    config: RunConfig, people: population.Population, members: Int64 | None, layout: Layout, devices: Devices | None
+    config: RunConfig,
+    people: population.Population,
+    members: Int64 | None,
+    layout: Layout,
+    devices: Devices | None,
+    own: OwnCode,
 ) -> Facts:
     """What the rule may know before the first task."""
     clients = np.arange(people.n_clients, dtype=np.int64) if members is None else members
@@ -466,6 +495,7 @@ def _facts(
         n_updates=_fixed_updates(config),
         planned_versions=config.stop.versions or 0,
         client_momentum=getattr(config.training.optimizer, "momentum", 0.0),
+        function=own.rule,
     )
     if isinstance(config.schedule, SafaSchedule):
         return replace(facts, max_lag=config.schedule.lag_tolerance)
@@ -527,51 +557,6 @@ def _members(config: RunConfig, people: population.Population) -> Int64 | None:
     if members.size == 0:
         raise ConfigError(f"partition {config.partition.kind}: no client has any data")
     return None if members.size == people.n_clients else members
-
-
-def _check_schedule(config: RunConfig, n: int) -> None:
-    """Refuses policies that could never make a version with `n` clients."""
-    schedule = config.schedule
-    if isinstance(schedule, SyncSchedule) and schedule.cohort > n:
-        raise ConfigError(f"schedule.cohort is {schedule.cohort}, above the {n} clients with data: no round could end")
-    if isinstance(schedule, KAsyncSchedule) and schedule.k > n:
-        raise ConfigError(f"schedule.k is {schedule.k}, above the {n} clients with data: no version could be made")
-    if isinstance(schedule, TiersSchedule) and schedule.tiers * schedule.cohort > n:
-        raise ConfigError(
-            f"schedule.tiers x schedule.cohort is {schedule.tiers} x {schedule.cohort}, above the {n} clients with data"
-        )
-    if isinstance(schedule, SafaSchedule) and schedule.quota > n:
-        raise ConfigError(
-            f"schedule.quota is {schedule.quota}, above the {n} clients with data: no round would fill it"
-        )
-    if isinstance(schedule.selection, TiflSelection) and n // schedule.selection.tiers < schedule.concurrency:
-        raise ConfigError(
-            f"schedule.selection.tiers: {schedule.selection.tiers} tiers of {n} clients with data are smaller than a "
-            f"round's {schedule.concurrency} tasks; fewer tiers or a smaller cohort would do"
-        )
-    n_updates = config.stop.updates
-    too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer
-    if too_few and config.stop.versions is None:
-        raise ConfigError(f"schedule.buffer is above stop.updates ({n_updates}): no version would be made")
-
-
-def _check_time(config: RunConfig, devices: Devices) -> None:
-    """A virtual clock that stands still never reaches a virtual time."""
-    stop = config.stop
-    only_virtual = stop.virtual_s is not None and stop.versions is None and stop.updates is None
-    if only_virtual and devices.mean_task_s(1, 1) == 0.0 and config.schedule.policy != "window":
-        raise ConfigError(
-            "stop.virtual_s is never reached: a task takes no virtual time (devices.compute, latency, bytes_per_s)"
-        )
-
-
-def _check_target(config: RunConfig, metric_names: Sequence[str]) -> None:
-    """A target is on something that the task's loss measures."""
-    target = config.stop.target
-    if target is not None and target.metric not in ("loss", *metric_names):
-        raise ConfigError(
-            f"stop.target.metric: {target.metric} is not measured; allowed: {', '.join(metric_names)}, loss"
-        )
 
 
 def _has_tests(config: RunConfig, people: population.Population) -> bool:

@@ -101,15 +101,30 @@ def find(folder: Path) -> Found:
     return Found(folder, run.status, config, run.config_text, run.attributes, numbers[-1] + 1)
 
 
-def plan_again(found: Found) -> Plan:
+def plan_again(found: Found, allow_code: bool = False) -> Plan:
     """The plan of a run that is found, with the training path and group size that it had."""
-    made = plan(found.config, Path(str(found.attributes.get("config_folder", "."))))
+    made = plan(found.config, Path(str(found.attributes.get("config_folder", "."))), allow_code)
+    check_code(found.folder, found.attributes, made.own.sha256)
     path, size = found.attributes.get("training_path"), found.attributes.get("group_size")
     if (made.training_path, made.group_size) == (path, size):
         return made
     training = {**found.config.training.model_dump(), "path": path, "group_size": size}
     fixed = configfile.from_mapping({**found.config.model_dump(), "training": training}, f"{found.folder}: as recorded")
-    return plan(fixed, made.base_dir)
+    return plan(fixed, made.base_dir, allow_code)
+
+
+def check_code(folder: Path, attributes: Mapping[str, Attribute], code: str) -> None:
+    """Refuses files of the user's own that are not what they were when the run began. Raises RecordError."""
+    recorded = str(attributes.get("code_sha256", ""))
+    if recorded == code:
+        return
+    was: dict[str, Any] = guard.parsed(recorded or "{}", "code_sha256", dict)
+    now: dict[str, Any] = guard.parsed(code or "{}", "code_sha256", dict)
+    file = next((file for file in sorted({*was, *now}) if was.get(file) != now.get(file)), "")
+    raise RecordError(
+        f"{folder}: {file} has changed since the run began: sha256 {now.get(file)!s:.16}, recorded "
+        f"{was.get(file)!s:.16}; a run goes on, and is replayed, with its own code only"
+    )
 
 
 def check_same(found: Found, made: Plan, statements: Sequence[Statement], allow_mixed: bool) -> None:

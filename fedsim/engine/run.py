@@ -85,6 +85,7 @@ class Caller:
     stop_requested: Callable[[], bool] = lambda: False
     may_exit: bool = False
     allow_mixed: bool = False
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def run_file(path: Path, overrides: Sequence[str], out: Path | None, caller: Cal
     """
 
     def make() -> Plan:
-        return plan(configfile.load(path, overrides), path.resolve().parent)
+        return plan(configfile.load(path, overrides), path.resolve().parent, caller.allow_code)
 
     made, here = _prepare(make, caller)
     folder = Path("runs") / made.config.name if out is None else out
@@ -129,7 +130,7 @@ def resume_run(run: Path, caller: Caller) -> Ending | None:
     found = _told_by_rank_zero(lambda: resume.find(run), caller.world)
     if found.is_over:
         return Ending(found.status, run, was_over=True) if caller.world.rank == 0 else None
-    made, here = _prepare(lambda: resume.plan_again(found), caller)
+    made, here = _prepare(lambda: resume.plan_again(found, caller.allow_code), caller)
     resume.check_same(found, made, here.statements, caller.allow_mixed)
     return _on_all_ranks(made, here, _Attempt(run, found=found), caller)
 
@@ -149,7 +150,8 @@ def replay_run(run: Path, out: Path | None, caller: Caller) -> Ending | None:
                 f"{run}: nothing was trained in this run (training.path none): there is nothing to replay"
             )
         base_dir = Path(str(source.attributes.get("config_folder", ".")))
-        made = plan(config.model_copy(update={"stop": StopConfig(versions=2**40)}), base_dir)
+        made = plan(config.model_copy(update={"stop": StopConfig(versions=2**40)}), base_dir, caller.allow_code)
+        resume.check_code(run, source.attributes, made.own.sha256)
         recorded.append(ReplaySchedule(History.of(source), made.work(), made.population.n_clients))
         return made
 
@@ -164,18 +166,20 @@ def run(
     *,
     overrides: Sequence[str] = (),
     world: World | None = None,
+    allow_code: bool = False,
 ) -> Run | None:
     """The finished run of a configuration: a `RunConfig`, a mapping, or the path of a YAML file; None on a worker.
 
     `out` is the run's folder, by default `runs/<name>`. Relative data paths are looked up from the file's folder, or
     from the current one. Without `world` everything happens in this process.
+    `allow_code` lets functions of the user's own be loaded, where the configuration names some.
 
     Raises:
         FedsimError: the run could not start, or an error ended it.
     """
     from fedsim.record.reader import open_run
 
-    caller = Caller(world or World(0, 1, None), command_line=("fedsim.run",))
+    caller = Caller(world or World(0, 1, None), command_line=("fedsim.run",), allow_code=allow_code)
     folder = None if out is None else Path(out)
     if isinstance(config, str | Path):
         ending = run_file(Path(config), overrides, folder, caller)
@@ -183,7 +187,7 @@ def run(
         if overrides:
             raise ConfigError("overrides need a configuration file; a mapping can be changed directly")
         fixed = config if isinstance(config, RunConfig) else configfile.from_mapping(config)
-        made, here = _prepare(lambda: plan(fixed, Path.cwd()), caller)
+        made, here = _prepare(lambda: plan(fixed, Path.cwd(), allow_code), caller)
         ending = _on_all_ranks(made, here, _Attempt(folder or Path("runs") / fixed.name), caller)
     if ending is None:
         return None
@@ -217,6 +221,7 @@ def _prepare(make: Callable[[], Plan], caller: Caller) -> tuple[Plan, _Here]:
             config_sha256=configfile.sha256(made.config),
             data_sha256=made.population.data_sha256(),
             layout=made.layout.checksum,
+            code=made.own.sha256,
             device=devices.describe(chosen),
             environment=devices.environment_signature(made.config, chosen),
             cores=topology.cores(),
@@ -374,6 +379,7 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
         worker=rank,
         clock=clock,
         shards=shards,
+        own=made.own.objective,
     )
     evaluator = Evaluator(config, made.population, made.module, here.device, shards)
     host_of = placement(config.placement, n_workers, made.balanced_sizes())

@@ -12,16 +12,16 @@ _SUPERVISED = """
 # The supervisor starts again what died, on the nodes that are left. mpirun is not in this script's process group: USR2
 # reaches every rank through the supervisor; they write a checkpoint, and all ends with 75.
 export FEDSIM_MPIRUN={mpirun}
-{python} -m fedsim.supervisor -n {ranks} "${{words[@]}}" --quiet &"""
+{python} -m fedsim.supervisor -n {ranks} "${{words[@]}}" --quiet{code} &"""
 _ELEMENT = """
 # One point of the sweep, which is frozen in the folder; one that is done is skipped. USR2 reaches every rank; they
 # write a checkpoint, and all ends with 75.
 export FEDSIM_MPIRUN={mpirun}
-{python} -m fedsim sweep {run} --point "$SLURM_ARRAY_TASK_ID" --ranks {ranks} &"""
+{python} -m fedsim sweep {run} --point "$SLURM_ARRAY_TASK_ID" --ranks {ranks}{code} &"""
 _BARE = """
 # A group of its own: what Slurm sends this script is not for srun. USR2 is passed on by it to every rank; they write a
 # checkpoint and end with 75.
-setsid {launch} "${{words[@]}}" --quiet &"""
+setsid {launch} "${{words[@]}}" --quiet{code} &"""
 _WAITS = """
 ranks=$!
 trap 'kill -USR2 "$ranks" 2>/dev/null || true' USR2 TERM INT
@@ -59,6 +59,7 @@ class Job:
     nodes: int
     ranks: int
     n_points: int = 0
+    allow_code: bool = False
 
 
 def text(job: Job, machine: Machine) -> str:
@@ -116,9 +117,11 @@ def _words(job: Job, machine: Machine) -> list[str]:
 
 
 def _launch(job: Job, machine: Machine) -> str:
+    code = " --allow-code" if job.allow_code else ""
     if machine.launcher == "srun":
         words = ["srun", f"--mpi={machine.mpi}", "--kill-on-bad-exit=1", job.python, "-m", "fedsim"]
-        return _BARE.format(launch=shlex.join(words))
+        return _BARE.format(launch=shlex.join(words), code=code)
     mpirun = shlex.quote(shlex.join([job.mpirun, *machine.launcher_options]))
     template = _ELEMENT if job.n_points else _SUPERVISED
-    return template.format(mpirun=mpirun, python=shlex.quote(job.python), ranks=job.ranks, run=shlex.quote(job.run))
+    python, run = shlex.quote(job.python), shlex.quote(job.run)
+    return template.format(mpirun=mpirun, python=python, ranks=job.ranks, run=run, code=code)

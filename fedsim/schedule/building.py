@@ -16,11 +16,13 @@ from fedsim.config import (
     SyncSchedule,
     TiersSchedule,
     TiflSelection,
+    UserSelection,
     WindowSchedule,
 )
 from fedsim.schedule.adaptive import CompassPolicy, LagBoundedPolicy, PiscesPolicy, SafaPolicy
-from fedsim.schedule.guided import PiscesChoice, TiflChoice
+from fedsim.schedule.guided import GuidedSelection, PiscesChoice, TiflChoice
 from fedsim.schedule.learning import Learner, Pace, ToldPace
+from fedsim.schedule.own import OwnChoice
 from fedsim.schedule.policies import (
     BufferedPolicy,
     KAsyncPolicy,
@@ -31,6 +33,7 @@ from fedsim.schedule.policies import (
 )
 from fedsim.schedule.selection import Availability, Selection
 from fedsim.types import Int64
+from fedsim.userfiles import UserFunction
 
 
 def build_policy(config: ScheduleConfig, n_clients: int, may_fail: bool = False) -> Policy:
@@ -72,14 +75,21 @@ def build_selection(
     devices: Availability,
     sizes: Int64 | None,
     tiers_of: Callable[[int], Sequence[Int64]],
+    own: UserFunction | None = None,
 ) -> Selection:
-    """Who chooses the clients. Selection by size needs `sizes` (C,); `tiers_of(n)` gives n tiers of speed."""
+    """Who chooses the clients.
+
+    Selection by size needs `sizes` (C,); `tiers_of(n)` gives n tiers of speed; `own` is the user's own function.
+    """
     selection = config.selection
     match selection:
         case PiscesSelection():
             return PiscesChoice(selection, seed, devices)
         case TiflSelection():
             return TiflChoice(selection, seed, devices, tiers_of(selection.tiers))
+        case UserSelection():
+            assert own is not None
+            return OwnChoice(own, seed, devices)
         case _:
             return Selection(selection, seed, devices, sizes)
 
@@ -88,7 +98,7 @@ def pace_and_learners(
     policy: Policy, selection: Selection, rule_decides_steps: bool
 ) -> tuple[Pace | None, list[Learner]]:
     """Who decides the steps of tasks, if anybody does, and who is to be told of consumed updates."""
-    learners: list[Learner] = [selection] if isinstance(selection, PiscesChoice | TiflChoice) else []
+    learners: list[Learner] = [selection] if isinstance(selection, GuidedSelection) else []
     if isinstance(policy, CompassPolicy):
         return policy, learners
     if not rule_decides_steps:

@@ -25,6 +25,10 @@ class GuidedSelection(Selection):
 
     _kept: tuple[str, ...] = ()
 
+    def learned(self, feedback: Feedback) -> None:
+        """See `fedsim.schedule.learning.Learner`."""
+        raise NotImplementedError
+
     def __init__(self, seed: int, devices: Availability) -> None:
         super().__init__("uniform", seed, devices, None)
 

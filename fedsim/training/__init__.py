@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedsim.config import RunConfig
 from fedsim.types import Float32, Task, TaskReport
+from fedsim.userfiles import UserFunction
 
 if TYPE_CHECKING:
     import torch
@@ -58,13 +59,14 @@ def build(
     clock: Callable[[], float],
     shards: ShardCache | None = None,
     has_linear: bool = False,
+    own: UserFunction | None = None,
 ) -> Trainer:
     """The trainer of the path that `fedsim.training.choice` comes to for the configuration and the module.
 
     `module` is copied. `payload` is what the aggregation rule takes: model differences or local models. `worker`
     is the number put into reports, `clock` a wall clock in seconds. `shards` is a cache to share with an
     `Evaluator`; without one the trainer has its own, bounded by `memory.worker_data_bytes`. `has_linear`: each task
-    has a linear term of its own in its objective.
+    has a linear term of its own in its objective. `own` is the objective of the user's own, where there is one.
     Raises ConfigError if the path that is asked for cannot take the module.
     """
     from fedsim.training.choice import choose_path
@@ -76,7 +78,7 @@ def build(
 
         return LoopTrainer(
             config, population, module, payload=payload, device=device, worker=worker, clock=clock, shards=shards,
-            has_linear=has_linear,
+            has_linear=has_linear, own=own,
         )  # fmt: skip
     from fedsim.training.group import GroupTrainer
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fedsim.config import RunConfig, TrainingConfig
+from fedsim.config import RunConfig, TrainingConfig, UserObjective
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.training.footprint import group_bytes, n_slabs
@@ -133,6 +133,7 @@ def _fused(
     training: TrainingConfig, module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss, has_linear: bool
 ) -> tuple[int, int]:
     """Bytes a client, and the smallest group that makes sense."""
+    _refuse_own(training)
     nodes = machine.plan(module, sample_shape, loss)
     first, n_block = machine.block_of(training, nodes, has_linear=has_linear)
     if first is not None:
@@ -148,9 +149,15 @@ def _stacked(
     """Bytes a client, and the smallest group that makes sense. Activations are not known; samples stand for them."""
     from fedsim.training import stacked  # torch.func takes a while to load
 
+    _refuse_own(training)
     stacked.check(module, sample_shape, loss)
     n_values = (n_slabs(training) + has_linear) * Layout.of(module).n_parameters
     return _FLOAT_BYTES * (n_values + 8 * training.batch_size * math.prod(sample_shape)), 2
+
+
+def _refuse_own(training: TrainingConfig) -> None:
+    if isinstance(training.objective, UserObjective):
+        raise UnsupportedError("an objective from a file of your own is differentiated by torch, a client at a time")
 
 
 _PATHS: dict[str, Callable[..., tuple[int, int]]] = {"fused": _fused, "stacked": _stacked}

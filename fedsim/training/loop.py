@@ -18,9 +18,11 @@ from fedsim.training import Payload, noise, objectives, optimizers
 from fedsim.training.batches import passes
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
+from fedsim.training.own import OwnObjective
 from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Finisher, Weights
 from fedsim.types import Float32, Task, TaskReport
+from fedsim.userfiles import UserFunction
 
 if TYPE_CHECKING:
     from fedsim.population.population import Population
@@ -49,6 +51,7 @@ class LoopTrainer:
         clock: Callable[[], float],
         shards: ShardCache | None = None,
         has_linear: bool = False,
+        own: UserFunction | None = None,
     ) -> None:
         self.group_size = config.training.group_size or 1
         self._config = config
@@ -65,7 +68,7 @@ class LoopTrainer:
         self._module = self._weights.module
         self._parameters = [p for p in self._weights.parameters if p.requires_grad]
         self._optimizer = optimizers.build(self._training.optimizer, self._parameters)
-        self._objective = objectives.objective(self._training.objective, self._parameters)
+        self._objective = objectives.objective(self._training.objective, self._parameters, own)
         is_own = isinstance(self._objective, objectives.AflCs)  # which reads the task's vector itself
         self._linear = objectives.Linear(self._parameters) if has_linear and not is_own else None
         self._noise = noise.find(module, population.sample_shape)
@@ -142,7 +145,9 @@ class LoopTrainer:
         with self._masks if self._noise.dropouts else nullcontext():
             outputs_B = self._module(x_B)
         loss = self._loss.mean(outputs_B, y_B)
-        torch.autograd.backward(loss)
+        objective = self._objective
+        whole = objective.total(loss, outputs_B, y_B) if isinstance(objective, OwnObjective) else loss
+        torch.autograd.backward(whole)
         self._objective.add_gradient()
         if self._linear is not None:
             self._linear.add_gradient()

@@ -24,11 +24,14 @@ from fedsim.config import (
     PlainObjective,
     ProximalObjective,
     RunConfig,
+    UserObjective,
 )
 from fedsim.errors import ConfigError
 from fedsim.models import n_outputs
+from fedsim.training.own import OwnObjective
 from fedsim.training.tallies import Means, Survival, Tally
 from fedsim.types import Targets
+from fedsim.userfiles import UserFunction
 
 if TYPE_CHECKING:
     from fedsim.population.population import Population
@@ -333,12 +336,15 @@ class Linear:
                 parameter.grad.add_(slope)
 
 
-def objective(config: ObjectiveConfig, parameters: Sequence[Tensor]) -> Objective:
-    """The objective of a configuration, for parameters that are trained in place."""
+def objective(config: ObjectiveConfig, parameters: Sequence[Tensor], own: UserFunction | None = None) -> Objective:
+    """The objective of a configuration, for parameters that are trained in place; `own` is the user's function."""
     match config:
         case ProximalObjective() | AsoFedObjective():  # the rest of ASO-Fed is its clients' own
             return Proximal(config.mu, parameters)
         case AflCsObjective():
             return AflCs(config, parameters)
+        case UserObjective():
+            assert own is not None
+            return OwnObjective(own, parameters)
         case PlainObjective():
             return Plain()

@@ -114,6 +114,8 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return ", ".join(f"`{yaml_word(value)}`" for value in get_args(annotation))
     if origin in (Union, types.UnionType):
         return _one_of(get_args(annotation))
+    if origin is dict:
+        return "mapping of names to numbers, texts, `true`, `false`"
     if origin is list:
         return f"list of {_length(metadata)}; each a {allowed(get_args(annotation)[0])}"
     if origin is tuple:

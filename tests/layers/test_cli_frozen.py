@@ -14,13 +14,13 @@ from fedsim.cli import COMMANDS, cli
 
 HELP = ("-h", "--help")
 FROZEN = {
-    "run": ["CONFIG", ("--set",), ("--out",), ("--quiet",), HELP],
-    "resume": ["RUN", ("--allow-mixed",), ("--quiet",), HELP],
-    "check": ["CONFIG", ("--set",), HELP],
+    "run": ["CONFIG", ("--set",), ("--out",), ("--quiet",), ("--allow-code",), HELP],
+    "resume": ["RUN", ("--allow-mixed",), ("--quiet",), ("--allow-code",), HELP],
+    "check": ["CONFIG", ("--set",), ("--allow-code",), HELP],
     "show": ["RUN", ("--json",), ("--plot",), ("--join",), HELP],
     "watch": ["RUN", ("--interval",), HELP],
     "compare": ["RUN RUN...", ("--json",), HELP],
-    "replay": ["RUN", ("--out",), ("--quiet",), HELP],
+    "replay": ["RUN", ("--out",), ("--quiet",), ("--allow-code",), HELP],
     "sweep": [
         "CONFIG",
         ("--vary",),
@@ -30,6 +30,7 @@ FROZEN = {
         ("--point",),
         ("--freeze",),
         ("--quiet",),
+        ("--allow-code",),
         HELP,
     ],
     "submit": [
@@ -45,6 +46,7 @@ FROZEN = {
         ("--partition",),
         ("--sbatch",),
         ("--dry-run",),
+        ("--allow-code",),
         HELP,
     ],
     "scale": [

@@ -60,6 +60,9 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(arguments)
     if origin is list:
         return st.lists(values(arguments[0], []), min_size=bounds["min_length"], max_size=min(bounds["max_length"], 4))
+    if origin is dict:  # options of a function of the user's own
+        plain = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+        return st.dictionaries(values(arguments[0], []), plain | st.text(max_size=20), max_size=3)
     if origin is tuple:
         return st.tuples(*[values(one, []) for one in arguments]).map(list)
     if annotation is type(None):

@@ -154,7 +154,7 @@ CASES = [
 
 
 def test_no_rule_is_forgotten() -> None:
-    assert {case.rule for case in CASES} | CLIENTS_TAKE_PART == set(RULES)
+    assert {case.rule for case in CASES} | CLIENTS_TAKE_PART == set(RULES) - {"user"}  # whatever a user writes
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -43,10 +43,13 @@ def scale(
     from fedsim import configfile
     from fedsim.bench.launch import launcher_in, run_folder
     from fedsim.bench.scale import files, measure
+    from fedsim.engine import owncode
 
     counts = sorted({1, *numbers(workers, "--workers")})
     on_nodes = numbers(nodes, "--nodes") if nodes else [0]
     loaded = configfile.load(config, overrides)
+    if owncode.sections_of(loaded):
+        raise ConfigError("scale runs configurations in folders of its own, where code of your own is not loaded")
     folder = Path(f"scale-{loaded.name}") if out is None else out
     with run_folder(folder):
         launcher = launcher_in(folder.resolve(), (), lambda text: click.echo(text, err=True))

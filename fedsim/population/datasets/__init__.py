@@ -19,6 +19,7 @@ from fedsim.config import (
     SyntheticImagesData,
     SyntheticLeafData,
     TcgaBrcaData,
+    UserData,
 )
 from fedsim.population.datasets.csv_table import csv_population
 from fedsim.population.datasets.digits import digits_population
@@ -26,20 +27,27 @@ from fedsim.population.datasets.hdf5 import Hdf5Population
 from fedsim.population.datasets.heart import heart_population
 from fedsim.population.datasets.idx import idx_population
 from fedsim.population.datasets.npz import npz_population
+from fedsim.population.datasets.own import OwnData
 from fedsim.population.datasets.synthetic_images import SyntheticImages
 from fedsim.population.datasets.synthetic_leaf import SyntheticLeaf
 from fedsim.population.datasets.tcga_brca import TcgaBrca
 from fedsim.population.pooled import Pooled
 from fedsim.population.population import Population
+from fedsim.userfiles import UserFunction
 
 
-def build(config: RunConfig, base_dir: Path) -> Population:
-    """The population of a run. Relative paths in `config.data` start at `base_dir`, the configuration file's folder.
+def build(config: RunConfig, base_dir: Path, own: UserFunction | None = None) -> Population:
+    """The population of a run. Relative paths in `config.data` start at `base_dir`, the configuration file's folder;
+    `own` is the user's own function, where that is the data set.
 
     Files are opened and checked here; samples are read, or made, when a shard is asked for, as far as the
     format allows. Raises DataError for files or numbers of clients that cannot be used.
     """
-    people = _natural(config, base_dir)
+    if isinstance(config.data, UserData):
+        assert own is not None
+        people: Population = OwnData(own, config.seed, base_dir)
+    else:
+        people = _natural(config, base_dir)
     return Pooled(people) if config.partition.kind == "pooled" else people
 
 
@@ -64,6 +72,8 @@ def _natural(config: RunConfig, base_dir: Path) -> Population:
             return Hdf5Population(data, base_dir)
         case CsvData():
             return csv_population(data, seed, base_dir)
+        case UserData():
+            raise AssertionError("made above")
 
 
 def dataset_names() -> dict[str, str]:

@@ -15,6 +15,7 @@ from fedsim.training.clients.states import ClientStates
 from fedsim.training.clients.trainer import MethodTrainer
 from fedsim.training.evaluate import Evaluator
 from fedsim.training.local import local_training
+from fedsim.userfiles import UserFunction
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,15 @@ def build_trainer(
     worker: int,
     clock: Callable[[], float],
     shards: ShardCache,
+    own: UserFunction | None = None,
 ) -> Trainer:
     """The trainer of a worker: the path's own where clients do nothing besides, else with their methods around it.
 
     The methods get what they need to train by themselves.
     """
-    make = partial(training.build, population=population, module=module, device=device, clock=clock, shards=shards)
+    make = partial(
+        training.build, population=population, module=module, device=device, clock=clock, shards=shards, own=own
+    )
     has_linear = any(method.has_linear for method in methods)
     local = config.model_copy(update={"training": local_training(config)})
     trainer = make(local, payload=payload, worker=worker, has_linear=has_linear)

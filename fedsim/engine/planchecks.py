@@ -1,0 +1,62 @@
+"""What a plan is refused for before anything is made of it: schedules and stops that could never come to anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsim.config import (
+    BufferedSchedule,
+    KAsyncSchedule,
+    RunConfig,
+    SafaSchedule,
+    SyncSchedule,
+    TiersSchedule,
+    TiflSelection,
+)
+from fedsim.errors import ConfigError
+from fedsim.population.devices import Devices
+
+
+def check_schedule(config: RunConfig, n: int) -> None:
+    """Refuses policies that could never make a version with `n` clients."""
+    schedule = config.schedule
+    if isinstance(schedule, SyncSchedule) and schedule.cohort > n:
+        raise ConfigError(f"schedule.cohort is {schedule.cohort}, above the {n} clients with data: no round could end")
+    if isinstance(schedule, KAsyncSchedule) and schedule.k > n:
+        raise ConfigError(f"schedule.k is {schedule.k}, above the {n} clients with data: no version could be made")
+    if isinstance(schedule, TiersSchedule) and schedule.tiers * schedule.cohort > n:
+        raise ConfigError(
+            f"schedule.tiers x schedule.cohort is {schedule.tiers} x {schedule.cohort}, above the {n} clients with data"
+        )
+    if isinstance(schedule, SafaSchedule) and schedule.quota > n:
+        raise ConfigError(
+            f"schedule.quota is {schedule.quota}, above the {n} clients with data: no round would fill it"
+        )
+    if isinstance(schedule.selection, TiflSelection) and n // schedule.selection.tiers < schedule.concurrency:
+        raise ConfigError(
+            f"schedule.selection.tiers: {schedule.selection.tiers} tiers of {n} clients with data are smaller than a "
+            f"round's {schedule.concurrency} tasks; fewer tiers or a smaller cohort would do"
+        )
+    n_updates = config.stop.updates
+    too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer
+    if too_few and config.stop.versions is None:
+        raise ConfigError(f"schedule.buffer is above stop.updates ({n_updates}): no version would be made")
+
+
+def check_time(config: RunConfig, devices: Devices) -> None:
+    """A virtual clock that stands still never reaches a virtual time."""
+    stop = config.stop
+    only_virtual = stop.virtual_s is not None and stop.versions is None and stop.updates is None
+    if only_virtual and devices.mean_task_s(1, 1) == 0.0 and config.schedule.policy != "window":
+        raise ConfigError(
+            "stop.virtual_s is never reached: a task takes no virtual time (devices.compute, latency, bytes_per_s)"
+        )
+
+
+def check_target(config: RunConfig, metric_names: Sequence[str]) -> None:
+    """A target is on something that the task's loss measures."""
+    target = config.stop.target
+    if target is not None and target.metric not in ("loss", *metric_names):
+        raise ConfigError(
+            f"stop.target.metric: {target.metric} is not measured; allowed: {', '.join(metric_names)}, loss"
+        )

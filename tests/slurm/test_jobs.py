@@ -161,12 +161,12 @@ def test_an_array_is_whole_after_an_element_was_killed_and_the_array_submitted_a
 
 def test_a_scaling_study_runs_on_one_node_and_on_two(cluster: Any, tmp_path: Path) -> None:
     out, log = tmp_path / "scale", tmp_path / "log"
-    batch = f"--parsable --ntasks-per-node=2 -o {log} slurm/scale.sbatch configs/quickstart.yaml".split()
-    study = f"--workers 1 --repeat 1 --set stop.versions=15 --out {out}".split()
+    batch = f"--parsable --ntasks-per-node=3 -o {log} slurm/scale.sbatch configs/quickstart.yaml".split()
+    study = f"--workers 2 --repeat 1 --set stop.versions=15 --out {out}".split()
     job = cluster.call("sbatch", *batch, *study).strip()
     assert cluster.ended(job, 240) == "COMPLETED", log.read_text()
     runs = json.loads((out / "scale.json").read_text())["runs"]
-    assert [(run["workers"], run["nodes"]) for run in runs] == [(1, 1), (1, 2)]
+    assert [(run["workers"], run["nodes"]) for run in runs] == [(1, 1), (2, 1), (2, 2)]
     assert len({run["model_sha256"] for run in runs}) == 1
     if cluster.mode == "namespaces":
-        assert [len(run["hosts"]) for run in runs] == [1, 2]
+        assert [len(run["hosts"]) for run in runs] == [1, 1, 2]

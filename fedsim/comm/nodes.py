@@ -191,7 +191,7 @@ def open_nodes(comm: MPI.Intracomm, n_values: int, most_slots: int) -> Opened:
     """
     from mpi4py import MPI
 
-    if n_values < LEAST_VALUES or comm.size < 3 or os.environ.get(VARIABLE, "") == "off":
+    if n_values < LEAST_VALUES or comm.size < 3:  # the same at every rank, which an environment need not be
         return Opened()
     host = comm.Split_type(MPI.COMM_TYPE_SHARED)
     workers = host.Split(int(comm.rank == 0), comm.rank)
@@ -207,6 +207,8 @@ def open_nodes(comm: MPI.Intracomm, n_values: int, most_slots: int) -> Opened:
 
 def _opened(workers: MPI.Intracomm, n_values: int, most_slots: int) -> Shelf | None:
     """The memory of the workers of one node, made by the first of them, if all of them can map it."""
+    if "off" in workers.allgather(os.environ.get(VARIABLE, "")):
+        return None
     path, n_slots, reason = "", 0, ""
     if workers.rank == 0:
         n_wanted = min(most_slots, max(_LEAST_SLOTS, 2 * workers.size))

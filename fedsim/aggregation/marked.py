@@ -20,6 +20,9 @@ class Marked:
         self.needs_base, self.sums_at_workers = inner.needs_base, inner.sums_at_workers
         self.decides_steps, self.n_extras = inner.decides_steps, inner.n_extras
 
+    def hasten(self) -> None:
+        self._inner.hasten()
+
     def init(self, weights_P: Float32) -> ServerState:
         return self._inner.init(weights_P)
 

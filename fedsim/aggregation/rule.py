@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from fedsim.aggregation.accumulate import Diagnostics, ServerState, fresh, published
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, fresh, published
 from fedsim.types import Float32, Float64, Int64, Task, TaskReport, Update
 from fedsim.userfiles import UserFunction
 
@@ -98,6 +98,9 @@ class Rule(Protocol):
     n_extras: int
     keeps: Keeps
 
+    def hasten(self) -> None:
+        """A long run is to come: what takes time once and makes updates cheaper is done now. The bits stay the same."""
+
     def init(self, weights_P: Float32) -> ServerState:
         """The state of version 0, float32 (P,), with nothing accumulated."""
 
@@ -135,6 +138,11 @@ class BaseRule:
     decides_steps = False
     n_extras = 0
     keeps = Keeps()
+
+    def hasten(self) -> None:
+        kernels = getattr(self, "_kernels", None)
+        if isinstance(kernels, Kernels):
+            kernels.hasten()
 
     def init(self, weights_P: Float32) -> ServerState:
         return fresh(weights_P)

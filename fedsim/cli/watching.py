@@ -13,7 +13,7 @@ from fedsim.errors import EXIT_BUG, EXIT_DONE, EXIT_LOST, EXIT_STALLED, FedsimEr
 
 if TYPE_CHECKING:
     from fedsim.config import RunConfig
-    from fedsim.engine.server import Pulse
+    from fedsim.engine.roles import Pulse
     from fedsim.record.reader import Run
 
 NOTE_AFTER_S = 30.0  # of silence: a live run writes a row for each rank every few seconds
@@ -120,7 +120,7 @@ def _looker(run: Run, config: RunConfig | None) -> Callable[[], Look]:
 
 def _pulse(run: Run) -> Pulse:
     """Where the run stands by its record."""
-    from fedsim.engine.server import Pulse
+    from fedsim.engine.roles import Pulse
     from fedsim.record.summary import last_metrics
 
     totals, metrics = run.totals(), last_metrics(run) or {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim.aggregation.rule import planned_weights
 from fedsim.engine.plan import Plan
-from fedsim.engine.server import Pulse, Watcher
+from fedsim.engine.roles import Pulse, Watcher
 from fedsim.schedule import compiled
 from fedsim.schedule.alone import Alone, Block, Federation, PlainAlone, reason_against
 from fedsim.schedule.bulk import ScheduleAlone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,18 @@ from fedsim.engine import resume, topology
 from fedsim.engine.agreement import Statement
 from fedsim.engine.buffers import treatment_text
 from fedsim.engine.launching import World
+from fedsim.engine.losses import Report
 from fedsim.engine.plan import Plan
 from fedsim.engine.resume import Found, Resumption
-from fedsim.engine.server import Pulse
+from fedsim.engine.roles import Pulse
 from fedsim.record import provenance
 from fedsim.record.provenance import Attribute, Provenance, RankPlace, RunFacts
 from fedsim.record.schema import RecordPlan, RunTotals, scalar_column
 
 if TYPE_CHECKING:
+    from fedsim.comm.transport import Transport
     from fedsim.engine.run import Caller
+    from fedsim.record.writer import RecordWriter
 
 _MOST_LISTED = 5000
 
@@ -123,3 +126,12 @@ def _mpi_library(world: World) -> str:
 def totals(pulse: Pulse, wall_s: float) -> RunTotals:
     """The run in four numbers, at the attempt's end."""
     return RunTotals(pulse.version, pulse.n_updates, pulse.virtual_s, wall_s)
+
+
+def reporter(record: RecordWriter, transport: Transport, clock: Callable[[], float]) -> Report:
+    """Writes what is reported into the table of failures."""
+
+    def report(worker: int, client: int, task: int, kind: str, text: str) -> None:
+        record.append("failures", (clock(), transport.rank(worker), client, task, kind, text))
+
+    return report

@@ -23,7 +23,7 @@ from fedsim.record import checkpoint
 from fedsim.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from fedsim.engine.server import Pulse
+    from fedsim.engine.roles import Pulse
     from fedsim.record.writer import RecordWriter
 
 ABOUT = "about"

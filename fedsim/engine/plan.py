@@ -115,6 +115,11 @@ class Plan:
         """Clients that can be selected."""
         return self.population.n_clients if self.members is None else int(self.members.size)
 
+    @property
+    def n_merge(self) -> int:
+        """The most updates that a version is made of."""
+        return updates_a_version(self.config, self.concurrency)
+
     def work(self) -> Work:
         """What a task asks of a client, for the schedule."""
         return replace(_work(self.config, self.population), keeps_state=self.n_state_values > 0)

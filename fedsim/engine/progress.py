@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TextIO
 
 if TYPE_CHECKING:
     from fedsim.config import StopConfig
-    from fedsim.engine.server import Pulse
+    from fedsim.engine.roles import Pulse
 
 TERMINAL_INTERVAL_S = 0.2
 LOG_INTERVAL_S = 60.0

@@ -23,15 +23,17 @@ from fedsim.engine import attempts, resume, topology
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.lane import lane_of
 from fedsim.engine.launching import World, headline, why_not_survivable
-from fedsim.engine.losses import Leniency, Report
+from fedsim.engine.losses import Leniency
+from fedsim.engine.passing import SupplyWithLane
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.resume import Found, Resumption
-from fedsim.engine.server import EventSource, Server, Watcher
+from fedsim.engine.roles import EventSource, Watcher
+from fedsim.engine.server import Server
 from fedsim.engine.settling import Settling
 from fedsim.engine.summing import Summing
-from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
 from fedsim.engine.unpacking import Unpacking, lengths_of
 from fedsim.engine.versions import VersionStore, received
@@ -547,12 +549,13 @@ def _server(
     host_of = placement(config.placement, transport.n_workers, made.balanced_sizes())
     replays = recorded is not None or (begun.resumption is not None and begun.resumption.recorded is not None)
     bounds = replace(made.bounds, reserve=1) if replays else made.bounds
-    report = _reporter(record, transport, clock)
+    report = attempts.reporter(record, transport, clock)
     leniency = Leniency.of(config, attempt.recorded is not None)
     settling = None
     if made.methods:
         settling = Settling(transport.n_workers, made.n_state_values, made.is_personal)
-    supply = Supply(transport, host_of, bounds, versions, clock, config.stall_timeout_s, report, leniency, settling)
+    patience_s = config.stall_timeout_s
+    supply = SupplyWithLane(transport, host_of, bounds, versions, clock, patience_s, report, leniency, settling)
     evaluations = Evaluations(config.evaluation, config.stop.target, supply, record, clock, made.has_tests)
     schedule: EventSource = made.schedule() if recorded is None else recorded
     vitals = Vitals(transport, supply, record, config.record.flush_s)
@@ -580,20 +583,9 @@ def _server(
         watchers=(vitals, watch.seen, *caller.watchers),
         keeper=keeper if recorded is None else None,
         unpacking=None if made.codec is None else Unpacking(made.codec, made.rule.payload == "model"),
+        lane=None if replays else lane_of(made, versions, clock),
     )
     return server, vitals, keeper
-
-
-# ------------------------------------------------------------------------------------------------ the record
-
-
-def _reporter(record: RecordWriter, transport: Transport, clock: Callable[[], float]) -> Report:
-    """Writes what is reported into the table of failures."""
-
-    def report(worker: int, client: int, task: int, kind: str, text: str) -> None:
-        record.append("failures", (clock(), transport.rank(worker), client, task, kind, text))
-
-    return report
 
 
 __all__ = ["Caller", "Ending", "replay_run", "resume_run", "run", "run_file"]

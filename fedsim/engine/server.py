@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,116 +21,23 @@ from fedsim import snapshot, states
 from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
+from fedsim.engine.lane import Lane
+from fedsim.engine.making import Left, Merged
+from fedsim.engine.passing import SupplyWithLane
+from fedsim.engine.roles import EventSource, Interrupted, Keeper, LiveSchedule, Pulse, Watcher
 from fedsim.engine.summing import Summing
-from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
 from fedsim.engine.taskrows import applied_row, ended_row
 from fedsim.engine.unpacking import Unpacking
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import StalledError
-from fedsim.schedule.policies import Step
 from fedsim.snapshot import Snapshot
-from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Task
+from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Task, Update
 
 _NAN = math.nan
 _ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
-
-
-class EventSource(Protocol):
-    """A schedule, or the recorded one of a replay."""
-
-    now_s: float
-    version: int
-    ends: bool  # without events left the run is over, not stalled
-    learns: bool  # wants to be told of consumed updates
-
-    @property
-    def consumes_on_arrival(self) -> bool: ...
-
-    @property
-    def n_in_flight(self) -> int: ...
-
-    def peek(self) -> Event | None: ...
-
-    def step(self, event: Event, has_failed: bool = False) -> Step: ...
-
-    def instant_over(self) -> bool: ...
-
-    def dispatch(self, now_s: float) -> list[Task]: ...
-
-    def is_in_flight(self, number: int) -> bool: ...
-
-    def learned(self, feedback: Feedback) -> None: ...
-
-
-class LiveSchedule(EventSource, Protocol):
-    """A schedule whose state can be kept."""
-
-    def unconsumed(self) -> list[Task]: ...
-
-    def snapshot(self) -> Snapshot: ...
-
-    def restore(self, saved: Snapshot) -> None: ...
-
-    def restore_learned(self, saved: Snapshot) -> None: ...
-
-
-class Keeper(Protocol):
-    """Who keeps checkpoints of a live schedule's run: says when, and takes a state with the versions it needs."""
-
-    def is_due(self, pulse: Pulse) -> bool: ...
-
-    def keep(self, saved: Snapshot, versions: Sequence[int]) -> None: ...
-
-
-class Interrupted(Exception):
-    """The wall-clock limit, or a signal (`in_haste`): the run ends as `stopped`."""
-
-    def __init__(self, in_haste: bool) -> None:
-        super().__init__()
-        self.in_haste = in_haste
-
-
-@dataclass
-class Pulse:
-    """What is known of a run while it goes on; handed to whoever watches it."""
-
-    version: int = 0
-    n_updates: int = 0
-    virtual_s: float = 0.0
-    wall_s: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-class Watcher(Protocol):
-    """Called between events; decides itself how often it does something."""
-
-    def __call__(self, pulse: Pulse) -> None: ...
-
-
-@dataclass
-class _Merged:
-    """What went into the version being made."""
-
-    n_updates: int = 0
-    weight_sum: float = 0.0
-    staleness_sum: int = 0
-    staleness_max: int = 0
-
-    def row(self, version: int, virtual_s: float, wall_s: float) -> tuple[float, ...]:
-        n = self.n_updates
-        mean = self.staleness_sum / n if n else _NAN
-        return (version, virtual_s, wall_s, n, self.weight_sum, mean, self.staleness_max if n else -1)
-
-
-@dataclass
-class _Left:
-    """What is left to do of an event once all that is owed is consumed: a version, a last one, one cut short."""
-
-    merge: bool = False
-    is_last: bool = False
-    is_short: bool = False  # a tier's round, cut short by the stop
-    is_patient: bool = False
+_LOOK_EVERY = 16  # rows of the fast lane after which messages are looked at
+_OPEN_EVERY = 64  # versions after which it is tried again to open it
 
 
 class Server:
@@ -146,7 +52,7 @@ class Server:
         self,
         config: RunConfig,
         schedule: EventSource,
-        supply: Supply,
+        supply: SupplyWithLane,
         versions: VersionStore,
         rule: Rule,
         state: Any,
@@ -157,6 +63,7 @@ class Server:
         watchers: Sequence[Watcher],
         keeper: Keeper | None = None,
         unpacking: Unpacking | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self._stop = config.stop
         self._on_wall = config.clock == "wall"
@@ -172,14 +79,16 @@ class Server:
         self._clock = clock
         self._stop_requested = stop_requested
         self._watchers = watchers
-        self._merged = _Merged()
+        self._merged = Merged()
         self._owed: deque[tuple[Task, Outcome]] = deque()
         self._n_reached = 0  # updates consumed or owed
         self._made_P: Float32 | None = None  # a version on its way from its last update to `_put_out`
-        self._left: _Left | None = None
+        self._left: Left | None = None
         self._keeper = keeper
         self._unpacking = unpacking
         self._needs_base = rule.needs_base or (unpacking is not None and unpacking.needs_base)
+        self._lane = lane
+        self._open_at = 0
         self._finished = False
         self._begun = False
         self._tail: Tail | None = None
@@ -219,7 +128,7 @@ class Server:
 
     def _begin(self, live: bool) -> None:
         """Version 0, and the first tasks."""
-        self._put_out(self._rule.publish(self._state))
+        self._put_out(0, self._rule.publish(self._state))
         self._finished = self._evaluations.target_reached(0)
         self._supply.submit(self._schedule.dispatch(self._now() if live else self._schedule.now_s))
         self._begun = True
@@ -265,7 +174,7 @@ class Server:
             RecordError: it is no snapshot of such a run.
         """
         plan = self._own() | {"left": None, "owed": [], "outcomes": []}
-        own = states.restored(snapshot.part(saved, "server"), plan, {"left": _Left()})
+        own = states.restored(snapshot.part(saved, "server"), plan, {"left": Left()})
         pulse = self.pulse
         pulse.version, pulse.n_updates, pulse.virtual_s = own["version"], own["n_updates"], own["virtual_s"]
         self._merged, self._n_reached, self._left = own["merged"], own["n_reached"], own["left"]
@@ -315,13 +224,23 @@ class Server:
         """Hands the state to the keeper, and says which versions it cannot do without."""
         if self._keeper is None:
             return
+        is_in_lane = self._lane is not None and self._lane.is_open
+        if is_in_lane:
+            self._take_from_lane()
+        try:
+            self._keep_general(self._keeper)
+        finally:
+            if is_in_lane:
+                self._give_to_lane()
+
+    def _keep_general(self, keeper: Keeper) -> None:
         if self._supply.is_personal:  # an evaluation of later states would be another one
             self._evaluations.drain()
         self._evaluations.collect()  # a result that is in has let its version go
         tasks = {task.base_version for task in self._unconsumed()}
         needed = {self.pulse.version, *tasks, *self._evaluations.outstanding()}
         self._recorder.flush()
-        self._keeper.keep(self.snapshot(), sorted(needed))
+        keeper.keep(self.snapshot(), sorted(needed))
 
     def keep_last(self) -> None:
         """Keeps the state that an error has left, if that can be gone on with and no worker is needed for it."""
@@ -336,6 +255,10 @@ class Server:
             self._complete(self._left)
             self._go_on()
         while not self._finished:
+            if self._opens_lane():
+                self._follow_lane(cast(Lane, self._lane))
+                self._after_lane()
+                continue
             event = schedule.peek()
             if event is None and not schedule.ends:
                 self._settle()
@@ -412,7 +335,7 @@ class Server:
         is_short = room is not None and len(step.consumed) > room
         must_know = self._on_wall or self._schedule.learns or self._supply.keeps_states
         is_patient = not (step.merge or is_last or must_know)
-        self._left = left = _Left(step.merge, is_last, is_short, is_patient)
+        self._left = left = Left(step.merge, is_last, is_short, is_patient)
         self._is_torn = False
         self._complete(left)
 
@@ -426,7 +349,7 @@ class Server:
             self._supply.discard(event.number)
         return has_failed
 
-    def _complete(self, left: _Left) -> None:
+    def _complete(self, left: Left) -> None:
         """The rest of an event."""
         self._settle(is_patient=left.is_patient, completes=left.merge and not left.is_short)
         self._left, self._is_torn = None, True
@@ -493,12 +416,14 @@ class Server:
         """Hands an update to the rule and records it; the last one of a version completes that."""
         base_P = self._versions.get(task.base_version) if self._needs_base else None  # may go with the update
         update, item = self._supply.take(task.task)
+        arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s
+        arrival = Arrival(self.pulse.version - task.base_version, task, self.pulse.version, arrival_s, base_P)
+        self._apply(update, arrival, (item.submitted_s, item.arrived_s), is_last=is_last)
+
+    def _apply(self, update: Update, arrival: Arrival, times_s: tuple[float, float], *, is_last: bool) -> None:
+        staleness, task, met_version, arrival_s, base_P = arrival
         if self._unpacking is not None:
             update = update._replace(vector_P=self._unpacking.vector(update.vector_P, base_P))
-        met_version = self.pulse.version
-        staleness = met_version - task.base_version
-        arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s
-        arrival = Arrival(staleness, task, met_version, arrival_s, base_P)
         if self._summing is not None:
             self._summing.check(task, update.report)
             self._state, diagnostics = self._rule.count(self._state, update.report, arrival)
@@ -515,29 +440,111 @@ class Server:
         if self._schedule.learns:
             told = (staleness, arrival_s, diagnostics.weight, diagnostics.next_steps)
             self._schedule.learned(Feedback(task, update.report, *told))
-        self._recorder.append("tasks", applied_row(task, arrival_s, met_version, update, item, diagnostics))
+        self._recorder.append("tasks", applied_row(task, arrival_s, met_version, update.report, times_s, diagnostics))
 
     def _merge(self) -> None:
         if self._made_P is None:  # nothing was owed any more
             self._state = self._rule.commit(self._state)
             self._made_P = self._rule.publish(self._state)
         vector_P, self._made_P = self._made_P, None
-        self._put_out(vector_P)
-        version = self._schedule.version
+        version = self.pulse.version + 1
+        self._put_out(version, vector_P)
         is_last = self._stop.versions is not None and version >= self._stop.versions
         self._finished = is_last or self._evaluations.target_reached(version)
 
-    def _put_out(self, vector_P: Float32) -> None:
+    def _put_out(self, version: int, vector_P: Float32) -> None:
         """Makes a vector the current version: known to the store, recorded, evaluated if it is time."""
-        version = self._schedule.version
         vector_P.flags.writeable = False
         self._versions.add(version, vector_P)
         self.pulse.version = version
         if version > 0:
             self._supply.release_version(version - 1)
             self._recorder.append("versions", self._merged.row(version, self.pulse.virtual_s, self._clock()))
-        self._merged = _Merged()
+        self._merged = Merged()
+        if self._lane is not None and self._lane.is_open:
+            self._lane.published(version)
         self._evaluations.published(version, self.pulse.virtual_s)
+
+    # ------------------------------------------------------------------------------ the fast lane
+
+    def _opens_lane(self) -> bool:
+        """Opens the fast lane right after a version was made, where there is one, and everything is plain."""
+        lane, version = self._lane, self.pulse.version
+        if lane is None or version < self._open_at or self._owed or self._left is not None or self._merged.n_updates:
+            return False
+        self._open_at = version + _OPEN_EVERY
+        if not lane.is_worth_it(self._n_reached, version):
+            return False
+        is_open = self._supply.open_lane(lane, self._live.plain(), self._leave_lane)
+        if is_open:
+            self._rule.hasten()
+        return is_open
+
+    def _follow_lane(self, lane: Lane) -> None:
+        """Applies one update after the other, until something is not plain."""
+        n_until_look = 0
+        while lane.is_open:
+            result = lane.result()
+            if result is None:
+                self._wait_in_lane(lane)
+                continue
+            task, makes_version = lane.head()
+            pulse = self.pulse
+            base_P = self._versions.get(task.base_version) if self._needs_base else None
+            arrival = Arrival(pulse.version - task.base_version, task, pulse.version, task.arrival_s, base_P)
+            self._is_torn, pulse.virtual_s = True, task.arrival_s
+            lane.consumed(task)
+            self._n_reached += 1
+            self._apply(Update(result.report, result.row_P), arrival, result[2:], is_last=makes_version)
+            self._supply.release_version(task.base_version)
+            if makes_version:
+                self._merge()
+            self._is_torn = False
+            n_until_look -= 1
+            if n_until_look <= 0 and lane.is_open:
+                n_until_look = _LOOK_EVERY
+                lane.pump(is_waiting=False)
+                self._supply.listen(wait=False)
+                self._rest()
+            if makes_version and lane.is_open and not lane.is_worth_it(self._n_reached, pulse.version):
+                self._leave_lane()
+                self._lane = None  # the end is exact, and near
+
+    def _wait_in_lane(self, lane: Lane) -> None:
+        lane.pump(is_waiting=True)
+        if not self._supply.listen():
+            self._while_waiting()
+
+    def _leave_lane(self) -> None:
+        """The general path goes on."""
+        assert self._lane is not None
+        self._take_from_lane()
+        self._lane.close()
+        self._supply.leave_lane()
+
+    def _take_from_lane(self) -> None:
+        """All that the lane knows, as the general path keeps it: waiting for what the next version is made of."""
+        assert self._lane is not None
+        owed, plain = self._lane.owed()
+        self._live.put_plain(plain)
+        self._supply.take_over(self._lane.items([*owed, *plain.tasks]))
+        self._owed.extend((task, Outcome.APPLIED) for task in owed)
+        self._n_reached += len(owed)
+        self._left = Left(merge=True)
+        self.pulse.virtual_s = plain.now_s
+
+    def _give_to_lane(self) -> None:
+        """The lane, which has gone on knowing it all, has it alone again."""
+        self._n_reached -= len(self._owed)
+        self._owed.clear()
+        self._left = None
+        self._supply.give_up()
+
+    def _after_lane(self) -> None:
+        """The rest of the event in whose middle the lane was left."""
+        if self._left is not None:
+            self._complete(self._left)
+            self._go_on()
 
     # ------------------------------------------------------------------------------ between events
 

@@ -54,10 +54,6 @@ _LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
 _SERVICE_EVERY = 8  # events without waiting, after which messages are looked at all the same
 
 
-def _nothing() -> None:
-    return None
-
-
 _NO_ROW: Float32 = np.empty(0, np.float32)
 
 
@@ -156,7 +152,7 @@ class Supply:
         """The update of a submitted task, which leaves the supply; waits for it if it is not here yet."""
         item = self._items[number]
         if item.state is not State.HERE:
-            self.bring(number, _nothing)
+            self.bring(number, lambda: None)
         if self._bounds.sums:
             assert item.report is not None
             self._forget(item)
@@ -539,10 +535,13 @@ class Supply:
             if not self._bounds.reserve:
                 self._arrived.append(item.task.task)
 
+    def _note_group(self, message: Trained) -> None:
+        self._group_s += 0.1 * (sum(report.train_s for report in message.reports) - self._group_s)
+
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]
         desk.n_groups -= 1
-        self._group_s += 0.1 * (sum(report.train_s for report in message.reports) - self._group_s)
+        self._note_group(message)
         rows = iter(message.rows)
         summed: list[Item] = []
         for report, sent in zip(message.reports, message.sent, strict=True):
@@ -590,10 +589,8 @@ class Supply:
 
     def _check_stalled(self) -> None:
         silent_s = self._clock() - self._last_sign_s
-        if silent_s <= self._stall_timeout_s:
-            return
         n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating)) + len(self._adding.asked)
-        if n_out:
+        if silent_s > self._stall_timeout_s and n_out:
             raise SilentError(
                 f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "
                 "out (stall_timeout_s allows longer)"

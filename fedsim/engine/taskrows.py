@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fedsim.engine.items import Item
-from fedsim.types import Outcome, Task, Update
+from fedsim.types import Outcome, Task, TaskReport
 
 _NAN = math.nan
 
 
 def applied_row(
-    task: Task, arrival_s: float, met_version: int, update: Update, item: Item, diagnostics: Any
+    task: Task,
+    arrival_s: float,
+    met_version: int,
+    report: TaskReport,
+    times_s: tuple[float, float],
+    diagnostics: Any,
 ) -> tuple[float, ...]:
-    """A row of the `tasks` table for a consumed update."""
-    report = update.report
+    """A row of the `tasks` table for a consumed update; `times_s` are those of its dispatch and arrival in reality."""
     return (
         task.task,
         task.client,
@@ -29,8 +32,7 @@ def applied_row(
         task.compute_s,
         task.upload_s,
         arrival_s,
-        item.submitted_s,
-        item.arrived_s,
+        *times_s,
         report.train_s,
         report.n_samples,
         report.n_steps,

@@ -42,6 +42,9 @@ class VersionStore:
     def __len__(self) -> int:
         return len(self._users)
 
+    def __contains__(self, version: int) -> bool:
+        return version in self._users
+
     @property
     def n_spilled(self) -> int:
         """Versions that lie in the scratch file."""
@@ -58,9 +61,9 @@ class VersionStore:
         while len(self._memory) > self._n_in_memory:
             self._spill(next(iter(self._memory)))  # the oldest: likely the one needed last is not known cheaply
 
-    def retain(self, version: int) -> None:
-        """One more user."""
-        self._users[version] += 1
+    def retain(self, version: int, n: int = 1) -> None:
+        """One more user, or `n`."""
+        self._users[version] += n
 
     def release(self, version: int) -> bool:
         """One user less; true if that was the last and the version is gone."""

@@ -10,7 +10,7 @@ from fedsim.engine.supply import Supply
 from fedsim.engine.worker import process_usage
 
 if TYPE_CHECKING:
-    from fedsim.engine.server import Pulse
+    from fedsim.engine.roles import Pulse
 
 
 class Vitals:

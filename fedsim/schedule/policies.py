@@ -61,6 +61,13 @@ class Policy(Protocol):
         """A timer went off; it may set the next one."""
 
 
+class PlainPolicy(Policy, Protocol):
+    """A policy without timers that may be left behind, and told what went on meanwhile."""
+
+    def went_on(self, n_versions: int) -> None:
+        """So many versions were made elsewhere, and nothing has arrived since the last."""
+
+
 def none_ended(task: Task) -> Step:
     return Step(ended=((task, Outcome.LOST),))
 
@@ -98,6 +105,10 @@ class BufferedPolicy:
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
 
+    def went_on(self, n_versions: int) -> None:
+        """See `PlainPolicy.went_on`."""
+        self._n_buffered = 0
+
 
 class KAsyncPolicy:
     """Every `k` arrivals make a version; the finishers' slots wait for it, a lost task's slot does not."""
@@ -127,6 +138,10 @@ class KAsyncPolicy:
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
         raise AssertionError("no timers in this policy")
+
+    def went_on(self, n_versions: int) -> None:
+        """See `PlainPolicy.went_on`."""
+        self._n_waiting = 0
 
 
 class WindowPolicy:
@@ -231,6 +246,11 @@ class SyncPolicy:
         if number != self._round or not self._out:  # of a round that has ended
             return Step(), None
         return Step((), *self._end()), None
+
+    def went_on(self, n_versions: int) -> None:
+        """See `PlainPolicy.went_on`; each of the versions was a round, and one is open already if tasks are out."""
+        self._round += n_versions - bool(self._out)
+        self._out, self._n_arrived = {}, 0
 
     def _end(self) -> tuple[tuple[tuple[Task, Outcome], ...], bool]:
         aborted = tuple((task, Outcome.ABORTED) for task in self._out.values())

@@ -18,14 +18,14 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from fedsim import snapshot, states
 from fedsim.errors import RecordError, StalledError
 from fedsim.schedule.learning import Learner, Pace
-from fedsim.schedule.policies import Opening, Policy, Step, Timer
+from fedsim.schedule.policies import Opening, PlainPolicy, Policy, Step, Timer
 from fedsim.schedule.selection import Domain, Selection
 from fedsim.snapshot import Snapshot
 from fedsim.types import Event, EventKind, Feedback, Int64, Outcome, Task
@@ -45,6 +45,18 @@ _PLACES = {  # a schedule's other fields by their names in a checkpoint
     "next_task": "_next_task",
     "n_fruitless": "_n_fruitless",
 }
+
+
+class Plain(NamedTuple):
+    """A schedule of one domain in which nothing waits and no timer runs: counters, and the tasks in flight in the
+    order of dispatch, each with its client's position."""
+
+    now_s: float
+    version: int
+    n_consumed: int
+    next_task: int
+    tasks: Sequence[Task]
+    positions: Sequence[int]
 
 
 class TaskPlanner(Protocol):
@@ -184,6 +196,26 @@ class Schedule:
     def unconsumed(self) -> list[Task]:
         """The tasks that may still be consumed: those that wait for it, and those in flight."""
         return [task for task, _, _ in (*self._waiting.values(), *self._in_flight.values())]
+
+    def plain(self) -> Plain:
+        """The state right after a version was made and tasks were dispatched, for who goes on with it elsewhere."""
+        tasks, _, positions = zip(*self._in_flight.values(), strict=True) if self._in_flight else ((), (), ())
+        return Plain(self.now_s, self.version, self.n_consumed, self._next_task, tasks, positions)
+
+    def put_plain(self, plain: Plain) -> None:
+        """Goes on from a state in which a version was just made, and nobody was dispatched since."""
+        (domain,) = self._domains
+        for _, _, position in self._in_flight.values():
+            domain.release(position)
+        cast(PlainPolicy, self._policy).went_on(plain.version - self.version)
+        self.now_s, self.version, self.n_consumed = plain.now_s, plain.version, plain.n_consumed
+        self._next_task, self._n_fruitless = plain.next_task, 0
+        entries = list(zip(plain.tasks, plain.positions, strict=True))
+        self._in_flight = {task.task: (task, 0, position) for task, position in entries}
+        for position in plain.positions:
+            domain.take(position)
+        self._events = [Event(task.arrival_s, _ARRIVAL, task.task) for task in plain.tasks]
+        heapq.heapify(self._events)
 
     def snapshot(self) -> Snapshot:
         """Everything that a schedule of the same configuration needs to go on from here."""

@@ -83,7 +83,9 @@ def _bulk(training: TrainingConfig, seed: int, tasks: Sequence[Task], n_passes: 
     if training.order == "continued":
         keys = first_steps[:, None] // batches_per_pass(training, n) + np.arange(n_passes)
         return seeding.permutations(seed, seeding.Purpose.BATCH_ORDER, clients[:, None], keys, n)
-    words = seeding.bits(seed, seeding.Purpose.BATCH_ORDER, clients, numbers, n * n_passes)
+    from fedsim import philox  # takes half a second to load
+
+    words = philox.bits(seed, seeding.Purpose.BATCH_ORDER, clients, numbers, n * n_passes)
     orders: Int64 = np.argsort(words.reshape(len(tasks), n_passes, n), axis=-1, kind="stable")
     return orders
 

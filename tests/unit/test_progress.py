@@ -11,7 +11,7 @@ import pytest
 
 from fedsim.config import StopConfig
 from fedsim.engine.progress import Bar, Limits, Log, Pace, Silence, describe, duration, metric_texts, watcher
-from fedsim.engine.server import Pulse
+from fedsim.engine.roles import Pulse
 
 
 class Terminal(io.StringIO):

@@ -18,9 +18,12 @@ from fedsim.comm.inline import InlineTransport
 from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Message, Trained
 from fedsim.config import RunConfig, StopConfig, TiersSchedule
 from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.lane import Lane
 from fedsim.engine.losses import Leniency
+from fedsim.engine.passing import SupplyWithLane
 from fedsim.engine.replay import History, ReplaySchedule
-from fedsim.engine.server import Pulse, Server
+from fedsim.engine.roles import Pulse
+from fedsim.engine.server import Server
 from fedsim.engine.supply import Bounds, Supply
 from fedsim.engine.tail import Recorded, Tail, recorded_past
 from fedsim.engine.versions import VersionStore
@@ -28,6 +31,8 @@ from fedsim.engine.worker import Worker
 from fedsim.population.devices import Devices
 from fedsim.record.checkpoint import Checkpoint, Vectors, write
 from fedsim.record.schema import TASKS, VERSIONS
+from fedsim.schedule.ahead import Ahead
+from fedsim.schedule.alone import Federation
 from fedsim.schedule.building import build_policy
 from fedsim.schedule.placement import placement
 from fedsim.schedule.schedule import Schedule, Work
@@ -65,6 +70,7 @@ class Arithmetic:
             base_P = base_of(task.base_version)
             row_P[:] = np.float32(task.learning_rate) * (base_P * base_P - np.float32(task.client % 3) - base_P)
             row_P[1] += np.float32(task.first_step % 7) * np.float32(0.01)
+            row_P[2] += np.float32(0.01 * task.n_samples)
             row_P[0] = 1.0
             progress()
         return [TaskReport(t.task, 1, t.n_samples, t.n_steps, 0.0, 0.0, 0.0, 0.0) for t in tasks]
@@ -256,6 +262,8 @@ class Bench:
     evaluator: Any = field(default_factory=Counting)
     has_tests: bool = True
     inject: str = ""
+    has_lane: bool = False
+    n_lane_updates: int = 0  # that went through the fast lane
     reports: list[tuple[int, int, int, str, str]] = field(default_factory=list)
 
     def run(self, config: RunConfig, keeper: Killing | None = None, kept: Kept | None = None) -> Result:
@@ -285,7 +293,9 @@ class Bench:
         is_live = kept is None or kept.recorded is None
         reserve = 0 if config.clock == "wall" and not replaying and is_live else 1
         bounds = replace(self.bounds, reserve=reserve)
-        supply = Supply(transport, placement(self.placement, self.n_workers, SIZES), bounds, versions, self.clock, 1e9)
+        supply = SupplyWithLane(
+            transport, placement(self.placement, self.n_workers, SIZES), bounds, versions, self.clock, 1e9
+        )
         supply._report = lambda *failure: self.reports.append(failure)
         supply._leniency = Leniency.of(config, replaying)
         supply._backoff = Backoff(sleep=lambda seconds: None)
@@ -306,6 +316,7 @@ class Bench:
             stop_requested=self.stop_requested,
             watchers=(),
             keeper=keeper,
+            lane=self._lane(config, versions) if self.has_lane else None,
         )
         if kept is not None:
             recorded = kept.recorded
@@ -316,6 +327,25 @@ class Bench:
                 server.precede(tail)
         status = server.run(replaying=replaying)
         return Result(status, rows, server.weights(), server.pulse, supply)
+
+    def _lane(self, config: RunConfig, versions: VersionStore) -> Lane:
+        """The fast lane, whatever the length of the run."""
+        n_in_flight = min(config.schedule.concurrency, N_CLIENTS)
+        n_merge = getattr(config.schedule, "buffer", getattr(config.schedule, "k", 1))
+        n_merge = n_in_flight if config.schedule.policy == "sync" else n_merge
+        work = work_of(config)
+        devices = Devices(config.devices, config.seed, N_CLIENTS, Path("."), 100, 100)
+        federation = Federation(N_CLIENTS, None, work.n_samples, work.n_steps, work.n_processed, devices)
+        ahead = Ahead(config.schedule, federation, config.seed, work.learning_rate, n_rows=20)
+        made = Lane(ahead, versions, self.bounds, config.stop, self.clock, n_in_flight=n_in_flight, n_merge=n_merge)
+        consumed = made.consumed
+
+        def counted(task: Task) -> None:
+            self.n_lane_updates += 1
+            consumed(task)
+
+        made.consumed = counted  # type: ignore[method-assign]
+        return made
 
 
 def some_config(**sections: Any) -> RunConfig:
@@ -344,7 +374,7 @@ def work_of(config: RunConfig) -> Work:
         n_steps=lambda n: 3,
         n_processed=lambda n: 3 * n,
         learning_rate=lambda version: 0.1 * 0.9**version,
-        counts_steps=True,
+        counts_steps=config.training.order == "continued",
     )
 
 

@@ -1,0 +1,108 @@
+"""The fast lane leaves the record and model of the general path, wherever a run goes from one to the other."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim.engine.lane import _dealt
+from fedsim.engine.supply import Bounds
+
+EXPONENTIAL = {"compute": {"time": {"law": "exponential", "mean": 1.0}}}
+EQUAL = {"compute": {"time": {"law": "constant", "mean": 1.0}}}  # many arrivals at one instant
+SPREAD = {
+    "compute": {"time": {"law": "lognormal", "mean": 1.0, "sigma": 2.0}},
+    "upload": {"latency_s": {"law": "constant", "mean": 0.5}},
+}
+POLICIES: dict[str, dict[str, Any]] = {
+    "async": {"policy": "async", "concurrency": 5},
+    "buffered": {"policy": "buffered", "concurrency": 6, "buffer": 4},
+    "k-async": {"policy": "k-async", "concurrency": 5, "k": 3},
+    "sync": {"policy": "sync", "cohort": 4},
+}
+MIXING = {"rule": "fedasync", "alpha": 0.4, "staleness": {"kind": "polynomial", "a": 0.5}}
+STOPS: dict[str, dict[str, Any]] = {
+    "updates": {"updates": 103},
+    "versions": {"versions": 40},
+    "virtual_s": {"virtual_s": 21.0},
+}
+ROOM = Bounds(2, 2, 90, 90, 90)
+
+
+def of(config: Any, policy: str, devices: Any, stop: str, **more: Any) -> Any:
+    rule = {"aggregation": MIXING} if policy == "async" else {}
+    return config(
+        schedule=POLICIES[policy],
+        devices=devices,
+        stop=STOPS[stop],
+        **({"evaluation": {"every_versions": 2, "lag_versions": 3}} | rule | more),
+    )
+
+
+def without_wall(rows: Any) -> list[Any]:
+    """What of a run's tables must be the same: all but wall times and who trained."""
+    plain = lambda row: [None if x != x else x for x in row]  # noqa: E731  NaN equals nothing
+    return [
+        [plain([*row[:2], *row[3:12], *row[15:]]) for row in rows.tables["tasks"]],
+        [plain([*row[:2], *row[3:]]) for row in rows.tables["versions"]],
+        [plain([*row[:2], *row[3:]]) for row in rows.tables["evaluations"]],
+    ]
+
+
+def check_same(result: Any, whole: Any) -> None:
+    assert result.status == whole.status == "done"
+    assert without_wall(result.rows) == without_wall(whole.rows)
+    assert np.array_equal(result.weights_P, whole.weights_P)
+    assert result.pulse.virtual_s == whole.pulse.virtual_s
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("devices", (EXPONENTIAL, EQUAL, SPREAD), ids=("exponential", "equal", "spread"))
+@pytest.mark.parametrize("stop", STOPS)
+def test_the_lane_leaves_the_same_record(bench: Any, config: Any, policy: str, devices: Any, stop: str) -> None:
+    run = of(config, policy, devices, stop)
+    whole = bench(bounds=ROOM).run(run)
+    for n_workers, placement in ((1, "home"), (2, "dynamic"), (3, "home")):
+        room = bench(n_workers=n_workers, bounds=ROOM, placement=placement, has_lane=True)
+        check_same(room.run(run), whole)
+        assert room.n_lane_updates > 20
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_run_goes_on_with_the_lane_and_without(
+    bench: Any, config: Any, killing: Any, tmp_path: Path, policy: str, seed: int
+) -> None:
+    draws = random.Random(f"{policy} {seed}")
+    run = of(config, policy, (EXPONENTIAL, EQUAL, SPREAD)[seed], "updates", seed=seed)
+    whole = bench(bounds=ROOM).run(run)
+    kept, result, n_lane = None, None, 0
+    for life in range(6):
+        keeper = killing(tmp_path, range(2, 40, 7), draws.randint(5, 40) if life < 5 else -1)
+        room = bench(n_workers=draws.choice((1, 2, 3)), seed=life, bounds=ROOM, has_lane=draws.random() < 0.7)
+        try:
+            result = room.run(run, keeper, kept)
+            break
+        except keeper.Killed:
+            kept = keeper.last or kept
+        finally:
+            n_lane += room.n_lane_updates
+    assert result is not None and n_lane > 40
+    check_same(result, whole)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_client_that_fails_once_is_tried_again_outside_the_lane(bench: Any, config: Any, policy: str) -> None:
+    run = of(config, policy, EXPONENTIAL, "updates", on_client_error="retry")
+    whole = bench(bounds=ROOM).run(run)
+    room = bench(n_workers=2, bounds=ROOM, placement="dynamic", has_lane=True, inject="raise:8@1")
+    check_same(room.run(run), whole)
+    assert len(room.reports) == 1 and 10 < room.n_lane_updates < 103
+
+
+def test_groups_of_one_size_and_no_more_than_it_takes() -> None:
+    assert [_dealt(n, 2, 64) for n in (0, 1, 5, 100, 128, 256, 300)] == [0, 1, 3, 50, 64, 64, 50]

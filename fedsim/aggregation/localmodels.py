@@ -76,8 +76,8 @@ class AsoFed(BaseRule):
     previous copy of a client is; here it is the local model that it sent last, so that for eta = 1 the server's model
     is always w_0 + sum (n_k/n) (w_k - w_0) over the last local models.
     Deviations: samples do not grow while a run lasts; the feature attention of the first layer (equations 5 and 6) is
-    left out; the client's own part (balanced gradients, decay, step scaled by the delay) needs client state and is no
-    part of this rule. eta is ours.
+    left out; the client's own part (balanced gradients, decay, step scaled by the delay) is the objective `aso-fed`
+    (`fedsim.training.clients.methods.BalancedGradients`). eta is ours.
     """
 
     name = "aso-fed"

@@ -55,6 +55,7 @@ class Purpose(IntEnum):
     COMPRESSION = 19  # values rounded at random on their way up
     ATTACKERS = 40
     ATTACK_NOISE = 41
+    CANDIDATES = 42  # who is looked at by power-of-choice
 
 
 def _mix64(z: int) -> int:

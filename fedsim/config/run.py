@@ -14,7 +14,7 @@ from fedsim.config.data import DataConfig, NaturalPartition, PartitionConfig
 from fedsim.config.devices import DevicesConfig
 from fedsim.config.models import ModelConfig
 from fedsim.config.personalization import PersonalizationConfig
-from fedsim.config.schedule import ScheduleConfig, TiflSelection
+from fedsim.config.schedule import PowerOfChoiceSelection, ScheduleConfig, TiflSelection
 from fedsim.config.together import check_personal, check_rule
 from fedsim.config.training import TrainingConfig
 from fedsim.config.user import UserSelection, spelt_out
@@ -255,6 +255,12 @@ class RunConfig(Section):
             raise ValueError(
                 "schedule.selection tifl draws a tier for each round: schedule.policy must be sync, "
                 f"got {self.schedule.policy}"
+            )
+        n_round = self.schedule.concurrency if self.schedule.policy == "sync" else 1
+        if isinstance(selection, PowerOfChoiceSelection) and selection.candidates < n_round:
+            raise ValueError(
+                f"schedule.selection.candidates is {selection.candidates}, below a round's {n_round} tasks: "
+                "there would be nothing to choose from"
             )
         if self.record.losses == "none":
             raise ValueError(

@@ -33,7 +33,33 @@ class TiflSelection(Section):
     credits: Count | None = None
 
 
-SelectionConfig = Annotated[PiscesSelection | TiflSelection | UserSelection, Field(discriminator="kind")]
+class OortSelection(Section):
+    """By utility, loss x speed, among the best; a fading share of the slots explores (Lai et al. 2021)."""
+
+    kind: Literal["oort"]
+    explore: Fraction = 0.9
+    decay: Share = 0.98
+    explore_min: Fraction = 0.2
+    alpha: NonNegative = 2.0
+    cutoff: Share = 0.95
+    clip: Share = 0.95
+    preferred: Share = 0.5
+    pacer_step: Fraction = 0.05
+    window: Annotated[int, Field(ge=1, le=1000)] = 20
+    most_tasks: Count | None = None
+
+
+class PowerOfChoiceSelection(Section):
+    """Of `candidates` drawn by their samples, those of the greatest loss (Cho et al. 2022)."""
+
+    kind: Literal["power-of-choice"]
+    candidates: Annotated[int, Field(ge=1, le=100_000)] = 10
+
+
+SelectionConfig = Annotated[
+    PiscesSelection | TiflSelection | OortSelection | PowerOfChoiceSelection | UserSelection,
+    Field(discriminator="kind"),
+]
 Chosen = Literal["uniform", "size", "availability"]
 
 

@@ -22,6 +22,7 @@ from fedsim.config import (
     FedAtRule,
     KAsyncSchedule,
     NaturalPartition,
+    PowerOfChoiceSelection,
     RunConfig,
     SafaSchedule,
     TiersSchedule,
@@ -126,7 +127,9 @@ class Plan:
 
     def schedule(self) -> Schedule:
         """The schedule at time zero."""
-        sizes = self._all_sizes() if self.config.schedule.selection == "size" else None
+        chosen = self.config.schedule.selection
+        by_size = chosen == "size" or isinstance(chosen, PowerOfChoiceSelection)
+        sizes = self._all_sizes() if by_size else None
         there = AlwaysThere() if self.devices is None else self.devices
         selection = build_selection(
             self.config.schedule, self.config.seed, there, sizes, self._tiers, self.own.selection

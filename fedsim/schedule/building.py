@@ -9,8 +9,10 @@ from fedsim.config import (
     BufferedSchedule,
     CompassSchedule,
     KAsyncSchedule,
+    OortSelection,
     PiscesSchedule,
     PiscesSelection,
+    PowerOfChoiceSelection,
     SafaSchedule,
     ScheduleConfig,
     SyncSchedule,
@@ -32,6 +34,7 @@ from fedsim.schedule.policies import (
     WindowPolicy,
 )
 from fedsim.schedule.selection import Availability, Selection
+from fedsim.schedule.utility import OortChoice, PowerOfChoice
 from fedsim.types import Int64
 from fedsim.userfiles import UserFunction
 
@@ -79,7 +82,8 @@ def build_selection(
 ) -> Selection:
     """Who chooses the clients.
 
-    Selection by size needs `sizes` (C,); `tiers_of(n)` gives n tiers of speed; `own` is the user's own function.
+    Selection by size and power-of-choice need `sizes` (C,); `tiers_of(n)` gives n tiers of speed; `own` is the user's
+    own function.
     """
     selection = config.selection
     match selection:
@@ -87,6 +91,11 @@ def build_selection(
             return PiscesChoice(selection, seed, devices)
         case TiflSelection():
             return TiflChoice(selection, seed, devices, tiers_of(selection.tiers))
+        case OortSelection():
+            return OortChoice(selection, seed, devices, config.concurrency if isinstance(config, SyncSchedule) else 1)
+        case PowerOfChoiceSelection():
+            assert sizes is not None
+            return PowerOfChoice(selection, seed, devices, sizes)
         case UserSelection():
             assert own is not None
             return OwnChoice(own, seed, devices)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fedsim.aggregation.rule import NO_TASK
-from fedsim.config import PiscesSelection, TiflSelection
+from fedsim.config import OortSelection, PiscesSelection, PowerOfChoiceSelection, TiflSelection
 from fedsim.schedule.guided import PiscesChoice, TiflChoice
 from fedsim.schedule.selection import AlwaysThere, Domain
+from fedsim.schedule.utility import OortChoice, PowerOfChoice
 from fedsim.types import Feedback, TaskReport
 
 
@@ -126,7 +127,133 @@ def test_tifl_pays_with_credits() -> None:
     assert counts == {0: 10, 1: 10, 2: 10}, "with none left, all get theirs anew"
 
 
-@pytest.mark.parametrize("make", [lambda: tifl(every_rounds=2, credits=9), lambda: pisces()], ids=["tifl", "pisces"])
+SIZES = np.array([10, 20, 30, 40])
+
+
+def powers(candidates: int, sizes: Any = SIZES) -> PowerOfChoice:
+    config = PowerOfChoiceSelection(kind="power-of-choice", candidates=candidates)
+    return PowerOfChoice(config, 3, AlwaysThere(), sizes)
+
+
+def opening(choice: Any, n: int, first: int, domain: Domain) -> list[int]:
+    """The clients of a round of n tasks."""
+    chosen: list[int] = []
+    choice.begin(first)
+    for task in range(first, first + n):
+        position = choice.choose(domain, task, 0.0)
+        assert position is not None
+        domain.take(position)
+        chosen.append(position)
+    return chosen
+
+
+def test_power_of_choice_takes_the_greatest_losses_of_all() -> None:
+    """Everybody is a candidate: client 2 never reported, so it comes first; then 3.0, 2.0, 1.0."""
+    choice = powers(4)
+    for feedback in (told(0, 1.0), told(1, 3.0), told(3, 2.0)):
+        choice.learned(feedback)
+    assert opening(choice, 4, 0, Domain(4)) == [2, 1, 3, 0]
+
+
+def test_power_of_choice_draws_candidates_by_samples() -> None:
+    """One candidate: n_k / n. Of two, the first by 1/10, 2/10, 3/10, 4/10, and the greater loss is taken."""
+    one, two = powers(1), powers(2)
+    for client in range(4):
+        two.learned(told(client, 4.0 - client))  # client 0 has the greatest
+    first = Counter(opening(one, 1, task, Domain(4))[0] for task in range(4000))
+    assert [first[c] / 4000 for c in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.025)
+    counts = Counter(opening(two, 1, task, Domain(4))[0] for task in range(4000))
+    p = SIZES / SIZES.sum()
+    among = p[0] + sum(p[k] * p[0] / (1 - p[k]) for k in (1, 2, 3))  # client 0 is first, or second after another
+    assert counts[0] / 4000 == pytest.approx(among, abs=0.025)
+
+
+def test_power_of_choice_keeps_to_the_candidates_of_a_round() -> None:
+    """Two of three candidates: the one that is left has the least loss of them."""
+    choice, losses = powers(3, np.full(30, 5)), np.random.default_rng(1).permutation(30).astype(float)
+    for client in range(30):
+        choice.learned(told(client, losses[client]))
+    for task in range(0, 40, 2):
+        best = opening(choice, 2, task, Domain(30))
+        three = opening(choice, 3, task, Domain(30))
+        assert best == three[:2] and losses[three[0]] > losses[three[1]] > losses[three[2]]
+
+
+def test_power_of_choice_skips_clients_without_samples() -> None:
+    assert set(opening(powers(3, np.array([0, 5, 0, 5])), 2, 0, Domain(4))) == {1, 3}
+
+
+def oort(n_slots: int = 1, **keys: Any) -> OortChoice:
+    return OortChoice(OortSelection(kind="oort", **keys), 3, AlwaysThere(), n_slots)
+
+
+def took(client: int, loss: float, took_s: float, base: int = 0) -> Feedback:
+    """An update of ten samples after so many seconds."""
+    feedback = told(client, loss, base=base)
+    return feedback._replace(task=feedback.task._replace(dispatch_s=0.0), arrival_s=took_s)
+
+
+def test_oort_explores_its_share_of_a_round() -> None:
+    choice, domain = oort(10, explore=0.7, decay=1.0), Domain(40)
+    old = opening(choice, 10, 0, domain)  # nobody is known: all explore
+    for position in old:
+        domain.release(position)
+    new = set(opening(choice, 10, 10, domain)) - set(old)
+    assert len(new) == 7
+
+
+def test_oort_utilities_by_hand() -> None:
+    """U = 10 x loss: 20, 40, 10, 30. Times 1, 8, 2, 4: T, the median, is 2. No uncertainty at version 0: ln 1 = 0."""
+    choice = oort(clip=1.0)
+    for client, (loss, time_s) in enumerate([(2.0, 1.0), (4.0, 8.0), (1.0, 2.0), (3.0, 4.0)]):
+        choice.learned(took(client, loss, time_s))
+    assert choice._all_utilities(range(4)).tolist() == [20.0, 40 * (2 / 8) ** 2, 10.0, 30 * (2 / 4) ** 2]
+    # the utility of a client that is chosen and not known yet: their mean
+    assert choice._all_utilities([9]).tolist() == [(20.0 + 2.5 + 10.0 + 7.5) / 4]
+    # cut at the median of 10 20 30 40: 20
+    cut = oort(clip=0.5, alpha=0.0)
+    for client, loss in enumerate([2.0, 4.0, 1.0, 3.0]):
+        cut.learned(took(client, loss, 1.0))
+    assert cut._all_utilities(range(4)).tolist() == [20.0, 20.0, 10.0, 20.0]
+
+
+def test_oort_is_uncertain_of_whom_it_has_not_seen_for_long() -> None:
+    choice = oort(clip=1.0, alpha=0.0)
+    choice.learned(took(0, 1.0, 1.0, base=0))  # went into version 1
+    choice.learned(took(1, 1.0, 1.0, base=8))  # into version 9: R = 9
+    expected = [10.0 + np.sqrt(0.1 * np.log(9) / 1), 10.0 + np.sqrt(0.1 * np.log(9) / 9)]
+    assert choice._all_utilities([0, 1]).tolist() == pytest.approx(expected)
+
+
+def test_oort_draws_among_the_best_by_utility() -> None:
+    """Two slots of a round, none of which explores: rank 2 has utility 30, so 28.5 and more are admitted."""
+    choice = oort(2, explore=0.0, explore_min=0.0, clip=1.0, alpha=0.0)
+    for client, loss in enumerate([3.0, 6.0, 2.8, 2.9, 0.1]):
+        choice._chosen[client] = 1
+        choice.learned(took(client, loss, 1.0))
+    counts = Counter(opening(choice, 2, task, Domain(5))[0] for task in range(0, 6000, 2))
+    total = 30 + 60 + 29
+    assert [counts[c] / 3000 for c in range(5)] == pytest.approx([30 / total, 60 / total, 0, 29 / total, 0], abs=0.03)
+
+
+def test_oort_relaxes_its_pace_where_there_is_less_to_teach() -> None:
+    choice = oort(window=2, preferred=0.5, pacer_step=0.25)
+    for version, loss in enumerate([4.0, 4.0, 3.0, 3.0, 5.0, 5.0, 1.0]):  # 8 then 6: relaxed; 6 then 10: not
+        choice.learned(took(0, loss, 1.0, base=version))
+    assert choice._quantile == 0.75
+
+
+def test_oort_lets_go_of_who_was_chosen_often() -> None:
+    choice = oort(most_tasks=2, explore=0.0, explore_min=0.0)
+    counts = Counter(opening(choice, 1, task, Domain(5))[0] for task in range(10))
+    assert counts == dict.fromkeys(range(5), 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tifl(every_rounds=2, credits=9), lambda: pisces(), lambda: powers(3, np.arange(1, 10)), lambda: oort(4)],
+    ids=["tifl", "pisces", "power-of-choice", "oort"],
+)
 def test_they_go_on_from_a_snapshot(make: Any) -> None:
     first, domain = make(), Domain(9)
     for task in range(40):

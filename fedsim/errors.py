@@ -72,6 +72,10 @@ class LostError(FedsimError):
     exit_code = EXIT_LOST
 
 
+class StateLostError(LostError):
+    """A worker that died with what its clients kept: those that are left go back to the last checkpoint."""
+
+
 def nearest(got: str, allowed: Iterable[str]) -> str:
     """A hint for an unknown name: the close one if there is one, else the whole list.
 

@@ -224,15 +224,16 @@ def _engine(options: Options, workers: int, cases: str) -> int:
 
 
 @bench.command("chaos", short_help="Kills at random moments: whether anything is lost.")
-@_count("--workers", 100, 0, "Workers that are killed, half of them on the wall clock.")
-@_count("--jobs", 30, 0, "Whole jobs that are killed, half of them on the wall clock.")
+@_count("--workers", 100, 0, "Workers that are killed.")
+@_count("--jobs", 30, 0, "Whole jobs that are killed.")
 @_count("--seed", 0, 0, "Draws the moments.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the runs, in this new folder.")
 def _chaos(workers: int, jobs: int, seed: int, as_json: bool, keep: Path | None) -> int:
     """Kill workers and whole jobs at random moments, and compare what comes out with the runs that nobody disturbed.
 
-    Needs Open MPI 5 or later.
+    A third of the kills each on the virtual clock, on the wall clock, and where clients keep a state. Other seeds are
+    other kills: many can be made in parts. Needs Open MPI 5 or later.
     """
     from fedsim.bench.chaos import measure
 

@@ -32,6 +32,7 @@ MARK = "FEDSIM_CHAOS"
 TIMEOUT_S = 240.0  # of one process set
 N_VERSIONS = 160
 N_RANKS = 4
+KINDS = ("virtual", "wall", "states")
 _TOLERANT = ("--with-ft", "ulfm")
 _SAME = ("model_sha256", "history_sha256", "metrics", "versions", "updates", "virtual_s")
 _LATEST = 0.9  # of the versions: what is killed later may be over before
@@ -40,18 +41,22 @@ Strike = Callable[[dict[int, int]], Sequence[int]]
 """From the processes of the living ranks to those that are killed."""
 
 
-def config(clock: str) -> dict[str, Any]:
-    """Four hospitals, asynchronous, with evaluations and checkpoints often, so that kills meet them."""
+def config(kind: str) -> dict[str, Any]:
+    """Four hospitals, with evaluations and checkpoints often, so that kills meet them. Of one of the `KINDS`.
+
+    `virtual` and `wall` are asynchronous, on that clock. In `states`, on the virtual one, clients keep a state.
+    """
+    rounds = kind == "states"
     devices = {"compute": {"time": {"law": "lognormal", "mean": 1.0, "sigma": 0.7}}}
     return {
-        "name": f"chaos-{clock}",
-        "clock": clock,
+        "name": f"chaos-{kind}",
+        "clock": "wall" if kind == "wall" else "virtual",
         "data": {"dataset": "heart"},
-        **({"devices": devices} if clock == "virtual" else {}),
+        **({} if kind == "wall" else {"devices": devices}),
         "model": {"kind": "logistic"},
         "training": {"optimizer": {"kind": "sgd", "learning_rate": 0.01}, "batch_size": 4, "steps": 20},
-        "schedule": {"policy": "async", "concurrency": 4},
-        "aggregation": {"rule": "fedasync"},
+        "schedule": {"policy": "sync", "cohort": 3} if rounds else {"policy": "async", "concurrency": 4},
+        "aggregation": {"rule": "scaffold" if rounds else "fedasync"},
         "evaluation": {"every_versions": 4},
         "checkpoint": {"every_versions": 5},
         "record": {"flush_s": 0.1},
@@ -80,9 +85,9 @@ class Chaos:
         self._seed = seed
         self._say = say
         self._n_started = 0
-        self._undisturbed: dict[str, Any] | None = None
-        for clock in ("virtual", "wall"):
-            (folder / f"{clock}.yaml").write_text(yamltree.dump(config(clock)), encoding="utf-8")
+        self._undisturbed: dict[str, dict[str, Any]] = {}
+        for kind in KINDS:
+            (folder / f"{kind}.yaml").write_text(yamltree.dump(config(kind)), encoding="utf-8")
 
     def draws(self, number: int) -> np.random.Generator:
         """The random numbers of one run of the seed."""
@@ -90,10 +95,10 @@ class Chaos:
 
     # ------------------------------------------------------------------------------------------ one run
 
-    def start(self, run: Path, clock: str, n_ranks: int, inject: str = "sleep:0.01", sets: Sequence[str] = ()) -> Going:
+    def start(self, run: Path, kind: str, n_ranks: int, inject: str = "sleep:0.01", sets: Sequence[str] = ()) -> Going:
         """A run from its beginning, or, where its folder has a record, from its last checkpoint."""
         resumes = any(run.glob("record-*.h5"))
-        begins = ["run", str(self.folder / f"{clock}.yaml"), "--out", str(run)]
+        begins = ["run", str(self.folder / f"{kind}.yaml"), "--out", str(run)]
         words = ["resume", str(run)] if resumes else begins
         options = [] if resumes else [word for value in sets for word in ("--set", value)]
         program = [sys.executable, "-m", "fedsim", *words, "--quiet", *options]
@@ -112,7 +117,7 @@ class Chaos:
         return Going(process, mark, run)
 
     def kill_workers(
-        self, tally: Tally, run: Path, clock: str, moments: Sequence[tuple[int, float]], n_each: int
+        self, tally: Tally, run: Path, kind: str, moments: Sequence[tuple[int, float]], n_each: int
     ) -> None:
         """One run, at each of whose moments (version, seconds after it) `n_each` of its workers are killed."""
         draws = self.draws(1_000_000 + tally.n_runs)
@@ -122,21 +127,21 @@ class Chaos:
             n = min(n_each, len(workers) - 1)
             return [ranks[int(rank)] for rank in draws.choice(workers, n, replace=False)]
 
-        going = self.start(run, clock, N_RANKS)
+        going = self.start(run, kind, N_RANKS)
         tally.n_kills += going.struck(moments, strike)
         self._ended(tally, going)
-        self.check(tally, run, clock)
+        self.check(tally, run, kind)
 
-    def kill_jobs(self, tally: Tally, run: Path, clock: str, moments: Sequence[tuple[int, float]]) -> None:
+    def kill_jobs(self, tally: Tally, run: Path, kind: str, moments: Sequence[tuple[int, float]]) -> None:
         """One run, all of whose ranks are killed at each moment, and which then goes on, on another number of ranks."""
         draws = self.draws(2_000_000 + tally.n_runs)
         for moment in moments:
-            going = self.start(run, clock, int(draws.integers(2, N_RANKS + 1)))
+            going = self.start(run, kind, int(draws.integers(2, N_RANKS + 1)))
             tally.n_kills += bool(going.struck([moment], lambda ranks: list(ranks.values())))
             going.end()
-        going = self.start(run, clock, int(draws.integers(2, N_RANKS + 1)))
+        going = self.start(run, kind, int(draws.integers(2, N_RANKS + 1)))
         self._ended(tally, going)
-        self.check(tally, run, clock)
+        self.check(tally, run, kind)
 
     def _ended(self, tally: Tally, going: Going) -> None:
         tally.n_runs += 1
@@ -150,21 +155,25 @@ class Chaos:
 
     # ------------------------------------------------------------------------------------------ looking
 
-    def undisturbed(self) -> dict[str, Any]:
-        """The summary of the virtual run that nobody disturbs, made once, in one process."""
-        if self._undisturbed is None:
-            run = self.folder / "undisturbed"
-            self._fedsim("run", str(self.folder / "virtual.yaml"), "--out", str(run), "--quiet")
-            self._undisturbed = open_run(run).summary()
-        return self._undisturbed
+    def undisturbed(self, kind: str) -> dict[str, Any]:
+        """The summary of the run on the virtual clock that nobody disturbs, made once, in one process."""
+        if kind not in self._undisturbed:
+            self._undisturbed[kind] = self.alone(self.folder / f"undisturbed-{kind}", kind)
+        return self._undisturbed[kind]
 
-    def check(self, tally: Tally, run: Path, clock: str) -> None:
+    def alone(self, run: Path, kind: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+        """The summary of a run in one process."""
+        options = [word for value in sets for word in ("--set", value)]
+        self._fedsim("run", str(self.folder / f"{kind}.yaml"), "--out", str(run), "--quiet", *options)
+        return open_run(run).summary()
+
+    def check(self, tally: Tally, run: Path, kind: str) -> None:
         """Notes what is wrong with a run that should have got over everything."""
         try:
             summary = open_run(run).summary()
             found = problems(open_run(run), summary)
-            wanted = self.undisturbed() if clock == "virtual" else self._replayed(run)
-            names = _SAME if clock == "virtual" else ("model_sha256", "history_sha256")
+            wanted = self._replayed(run) if kind == "wall" else self.undisturbed(kind)
+            names = ("model_sha256", "history_sha256") if kind == "wall" else _SAME
             found += [
                 f"{name} is {summary[name]}, not {wanted[name]}" for name in names if summary[name] != wanted[name]
             ]
@@ -281,31 +290,31 @@ def moments(draws: np.random.Generator, n: int) -> list[tuple[int, float]]:
     return [(int(draws.integers(1, int(_LATEST * N_VERSIONS))), float(draws.uniform(0.0, 0.05))) for _ in range(n)]
 
 
-def worker_kills(chaos: Chaos, clock: str, n_kills: int) -> Tally:
+def worker_kills(chaos: Chaos, kind: str, n_kills: int) -> Tally:
     """Runs in which one worker after the other is killed, so many in all, one being left."""
-    tally = Tally(f"worker kills, {clock} clock")
+    tally = Tally(f"worker kills, {kind} runs")
     while tally.n_kills < n_kills and tally.n_runs < 2 * n_kills:  # a kill may come too late
         n = min(N_RANKS - 2, n_kills - tally.n_kills)
-        run = chaos.folder / f"workers-{clock}-{tally.n_runs}"
-        chaos.kill_workers(tally, run, clock, moments(chaos.draws(tally.n_runs), n), 1)
+        run = chaos.folder / f"workers-{kind}-{tally.n_runs}"
+        chaos.kill_workers(tally, run, kind, moments(chaos.draws(tally.n_runs), n), 1)
     return tally
 
 
-def job_kills(chaos: Chaos, clock: str, n_kills: int, n_each: int = 3) -> Tally:
+def job_kills(chaos: Chaos, kind: str, n_kills: int, n_each: int = 3) -> Tally:
     """Runs that are killed whole, several times each, and go on."""
-    tally = Tally(f"job kills, {clock} clock")
+    tally = Tally(f"job kills, {kind} runs")
     while tally.n_kills < n_kills and tally.n_runs < 2 * n_kills:
         n = min(n_each, n_kills - tally.n_kills)
-        run = chaos.folder / f"jobs-{clock}-{tally.n_runs}"
-        chaos.kill_jobs(tally, run, clock, sorted(moments(chaos.draws(10_000 + tally.n_runs), n)))
+        run = chaos.folder / f"jobs-{kind}-{tally.n_runs}"
+        chaos.kill_jobs(tally, run, kind, sorted(moments(chaos.draws(10_000 + tally.n_runs), n)))
     return tally
 
 
 def measure(launcher: Launcher, n_workers: int, n_jobs: int, seed: int) -> Report:
-    """Half of the kills on each clock."""
+    """A third of the kills for each kind of run."""
     chaos = Chaos(launcher.folder, launcher.mpirun, seed, launcher.say)
-    tallies = [worker_kills(chaos, clock, n) for clock, n in _halves(n_workers) if n]
-    tallies += [job_kills(chaos, clock, n) for clock, n in _halves(n_jobs) if n]
+    tallies = [worker_kills(chaos, kind, n) for kind, n in _shares(n_workers) if n]
+    tallies += [job_kills(chaos, kind, n) for kind, n in _shares(n_jobs) if n]
     figures = []
     for tally in tallies:
         figures.append(Figure.of(f"{tally.what}: kills", [float(tally.n_kills)], "1"))
@@ -318,5 +327,5 @@ def measure(launcher: Launcher, n_workers: int, n_jobs: int, seed: int) -> Repor
     return Report("chaos", launcher.machine, "kills at random moments", settings, figures, runs)
 
 
-def _halves(n: int) -> list[tuple[str, int]]:
-    return [("virtual", n - n // 2), ("wall", n // 2)]
+def _shares(n: int) -> list[tuple[str, int]]:
+    return [(kind, (n + i) // len(KINDS)) for i, kind in enumerate(reversed(KINDS))][::-1]

@@ -28,6 +28,7 @@ def show(run: Path, as_json: bool, plot: bool, is_joined: bool) -> int:
     if plot:
         from fedsim.analysis.plots import plot_run
 
+        plot_path(run).unlink(missing_ok=True)  # in a folder from a stranger it can be a link to elsewhere
         lies.append(("plot", str(plot_run(opened, plot_path(run)))))
     if as_json:
         click.echo(json.dumps(opened.summary(), indent=2, allow_nan=False))

@@ -88,5 +88,5 @@ class InlineTransport:
     def counters(self, worker: int) -> Counters:
         return self._worker.counters
 
-    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         self._jobs.clear()

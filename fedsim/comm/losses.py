@@ -2,19 +2,45 @@
 
 Only Open MPI from version 5 on goes on after a death, and only where `mpirun --with-ft ulfm` started it (ULFM:
 user-level failure mitigation). A death is then an error of the requests that concern the dead rank; everything between
-the living goes on as before. A rank that leaves without a signal, as by `os._exit`, is not noticed.
+the living goes on as before. A rank that leaves without a signal is not noticed: so Python's `os._exit` is made a death
+by one. What leaves by C's `_exit` is left to the watchdog.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 ENABLED = "OMPI_MCA_mpi_ft_enable"  # set for every rank by mpirun's --with-ft ulfm
 
 
 class Orphaned(BaseException):
     """Raised at a worker when the server died; no handler of a client's exceptions stops it."""
+
+
+@contextmanager
+def noticed_exits(headline: str) -> Iterator[None]:
+    """Meanwhile a call of `os._exit` in this process prints its place under the headline and is a death by SIGKILL."""
+    process, exit_unnoticed = os.getpid(), os._exit
+
+    def die(status: int) -> NoReturn:
+        if os.getpid() == process:  # not in a child of it
+            print(f"{headline}: left by os._exit({status})", file=sys.stderr)
+            traceback.print_stack(file=sys.stderr)
+            sys.stderr.flush()
+            os.kill(process, signal.SIGKILL)
+        exit_unnoticed(status)
+
+    os._exit = die
+    try:
+        yield
+    finally:
+        os._exit = exit_unnoticed
 
 
 def is_death(error: BaseException) -> bool:

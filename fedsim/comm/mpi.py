@@ -201,9 +201,9 @@ class MpiTransport:
     def counters(self, worker: int) -> Counters:
         return self._counters[worker]
 
-    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         for worker in range(self.n_workers):
-            self.send(worker, Command(stop=True, shows_stack=shows_stack), ())
+            self.send(worker, Command(stop=True, shows_stack=shows_stack, comes_again=comes_again), ())
         backoff, start_s = Backoff(), time.monotonic()
         while any(request is not None for request in self._receives) or self._pending or not self._all_sent():
             if not self.poll():
@@ -327,16 +327,17 @@ class WorkerChannel:
         self._coming: deque[_Coming] = deque()
         self._jobs: deque[Command] = deque()
         self._outbox = Outbox()
-        self._stopped = False
+        self._stopped = self._comes_again = False
 
-    def serve(self) -> None:
-        """Works until the server says stop; returns when everything sent has left.
+    def serve(self) -> bool:
+        """Works until the server says stop; returns when everything sent has left: whether to begin again with others.
 
         Raises:
             LostError: the server died.
         """
         try:
             self._serve()
+            return self._comes_again
         except (Orphaned, MPI.Exception) as error:
             if isinstance(error, MPI.Exception) and not is_death(error):
                 raise
@@ -383,7 +384,7 @@ class WorkerChannel:
 
     def _take(self, command: Command) -> None:
         if command.stop:
-            self._stopped = True
+            self._stopped, self._comes_again = True, command.comes_again
             if command.shows_stack:
                 self._watch.dump()
             self._jobs.clear()
@@ -475,7 +476,7 @@ class WorkerChannel:
             return
         except MPI.Exception:
             raise
-        except Exception as error:  # reported to the server, which decides
+        except (Exception, SystemExit) as error:  # reported to the server, which decides
             self._reply(wire.encode_failed(self._core.failure(error), self._core.counters))
             if not isinstance(error, FedsimError):
                 self._jobs.clear()

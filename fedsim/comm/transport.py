@@ -28,7 +28,7 @@ class Command(NamedTuple):
     name tasks whose states count from now on, or never will; `adopt` names clients whose states come with the command;
     `collect` asks for all states.
     Where workers sum updates themselves, `add` names held ones to be summed, with their `weights`; `total` asks for
-    the sum.
+    the sum. With `stop` come `shows_stack`, and `comes_again`: a worker that is sent home so begins again with others.
     Where the workers of a node share memory for versions, `places` says for each that is coming where it is
     (`fedsim.comm.nodes`); the transport fills it in.
     """
@@ -50,6 +50,7 @@ class Command(NamedTuple):
     weights: Sequence[float] = ()
     total: bool = False
     places: Sequence[int] = ()
+    comes_again: bool = False
 
     @property
     def settles(self) -> bool:
@@ -181,10 +182,11 @@ class Transport(Protocol):
     def counters(self, worker: int) -> Counters:
         """The worker's counters as of its last message."""
 
-    def close(self, timeout_s: float | None = None, shows_stack: bool = False) -> None:
+    def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         """Stops the workers and returns when they have stopped; what they still send is thrown away.
 
-        `shows_stack`: they print where they are before they do.
+        `shows_stack`: they print where they are before they do. `comes_again`: they are to begin again with those that
+        are left.
 
         Raises:
             StalledError: a worker did not stop within `timeout_s` (None: wait for ever).
@@ -228,7 +230,7 @@ class WorkerCore(Protocol):
 
     def evaluate(self, version: int) -> Evaluated: ...
 
-    def failure(self, error: Exception) -> Failed: ...
+    def failure(self, error: BaseException) -> Failed: ...
 
     counters: Counters
 

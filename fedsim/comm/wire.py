@@ -62,7 +62,8 @@ TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED, SUMMED = range(1, 8)
 def encode_command(command: Command) -> Bytes:
     """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
     lists = _lists(command)
-    flags = (command.evaluate, int(command.collect), command.stop + command.shows_stack, int(command.total))
+    stop = command.stop * (1 + 2 * command.shows_stack + 4 * command.comes_again)
+    flags = (command.evaluate, int(command.collect), stop, int(command.total))
     header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
     tasks = np.array(
         [(*task[:8], task.arrival_s, send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK
@@ -84,7 +85,7 @@ def decode_command(data: Bytes) -> Command:
     send = [bool(record[-1]) for record in records]
     coming, forget, fetch, drop, commit, discard, adopt, add, places = lists
     weights = data[after : after + 8 * len(add)].view("<f8").tolist()
-    last = (bool(collect), stop > 1, add, weights, bool(total), places)
+    last = (bool(collect), bool(stop & 2), add, weights, bool(total), places, bool(stop & 4))
     return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *last)
 
 

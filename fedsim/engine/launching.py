@@ -11,13 +11,14 @@ import platform
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from fedsim.errors import LaunchError
+from fedsim.errors import EXIT_LOST, LaunchError
 
 # What MPI launchers tell each task: their number and its own. Slurm's variables are looked at after these, because an
 # mpirun inside a Slurm step sees the step's numbers, too, and these are not its own.
@@ -29,18 +30,29 @@ _LAUNCHERS = (
 _LOCAL_LAUNCHERS = (("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),)  # the tasks of one host: Hydra, Intel MPI
 _RANKS_ONLY = ("PMIX_RANK", "PALS_RANKID")  # launchers that say who we are, but not how many
 
+_SHRINK_S = 60.0  # 2 s were seen
+
 # Slurm numbers the steps that are no srun (interactive shell, batch script, external, pending) from here on.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run. `comm` spans them and is None for one process without MPI; `farewell` is for leaving."""
+    """The ranks of a run. `comm` spans them and is None for one process without MPI; `farewell` is for leaving.
+
+    `launched_as` is the rank that we had before others died, if we had another one.
+    """
 
     rank: int
     size: int
     comm: Any
     farewell: Any = None
+    launched_as: int | None = None
+
+    @property
+    def first_rank(self) -> int:
+        """The rank that we were launched as."""
+        return self.rank if self.launched_as is None else self.launched_as
 
 
 ALONE = World(0, 1, None)
@@ -183,6 +195,18 @@ def _alone_text(told: Announcement, library: str, environ: Mapping[str, str], co
         f"the launcher announces {told}, but MPI ({library}) sees one: each task would run the whole simulation by "
         f"itself; {advice}"
     )
+
+
+def survivors(world: World) -> World:
+    """The ranks that are left, where some died; collective. Who waits for one in vain ends the job."""
+    waking = threading.Timer(_SHRINK_S, abort, (world, EXIT_LOST))
+    waking.daemon = True
+    waking.start()
+    try:
+        comm = world.comm.Shrink()
+        return World(comm.rank, comm.size, comm, world.farewell, world.first_rank)
+    finally:
+        waking.cancel()
 
 
 def speaks(environ: Mapping[str, str]) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,12 @@ from fedsim import configfile, yamltree
 from fedsim.aggregation.fixed import FixedSum
 from fedsim.comm import faults
 from fedsim.comm.faults import Trouble
+from fedsim.comm.losses import noticed_exits
 from fedsim.config import RunConfig, StopConfig
-from fedsim.engine import attempts, resume, topology
+from fedsim.engine import attempts, launching, resume, topology
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
+from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_join
 from fedsim.engine.evaluations import Evaluations
 from fedsim.engine.lane import lane_of
 from fedsim.engine.launching import World, headline, why_not_survivable
@@ -40,7 +43,7 @@ from fedsim.engine.versions import VersionStore, received
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.watchdog import Watch
 from fedsim.engine.worker import Worker
-from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, SilentError, StalledError
+from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, StalledError, StateLostError
 from fedsim.record.join import join
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
     from fedsim.record.writer import RecordWriter
 
 T = TypeVar("T")
-_CLOSE_TIMEOUT_S = 30.0
 _FAREWELL_S = 2.0  # for the record's end and the process's own
 
 
@@ -72,6 +74,11 @@ class Ending:
     is_kept: bool = False
     is_stuck: bool = False
     was_over: bool = False
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the workers that are left wait for rank zero, to go back to the last checkpoint."""
+        return isinstance(self.error, StateLostError)
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,7 @@ def _prepare(make: Callable[[], Plan], caller: Caller) -> tuple[Plan, _Here]:
     host = platform.node()
     made, chosen, trouble = None, None, Trouble()
     try:
-        trouble = faults.trouble(os.environ.get(faults.VARIABLE, ""), world.rank)
+        trouble = faults.trouble(os.environ.get(faults.VARIABLE, ""), world.first_rank)
         made = make()
         _check_fault_tolerance(made.config, world)
         wish = "cpu" if world.size > 1 and world.rank == 0 else made.config.device  # the server holds no GPU
@@ -324,6 +331,29 @@ def _new_folder(folder: Path, made: Plan) -> None:
 
 
 def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> Ending | None:
+    """How it ended; on a worker None. Where a worker dies with what its clients kept, those that are left go back."""
+    ended = _one_attempt(made, here, attempt, caller)
+    while ended is True or (isinstance(ended, Ending) and ended.goes_back):
+        caller = replace(caller, world=launching.survivors(caller.world))
+        told = partial(_found_again, attempt, caller.world, ended)
+        found = _told_by_rank_zero(told, caller.world)
+        made, here = _prepare(partial(resume.plan_again, found), caller)
+        resume.check_same(found, made, here.statements, caller.allow_mixed)
+        ended = _one_attempt(made, here, _Attempt(attempt.folder, found=found), caller)
+    return ended if isinstance(ended, Ending) else None
+
+
+def _found_again(attempt: _Attempt, world: World, ended: Ending | bool) -> Found:
+    """The run that goes back to its last checkpoint, at rank zero, which says so; a replay has none."""
+    assert isinstance(ended, Ending) and ended.error is not None
+    if world.size == 1 or attempt.recorded is not None:
+        raise ended.error
+    print(f"fedsim: {ended.error}: back to the last checkpoint, on {world.size} ranks", file=sys.stderr, flush=True)
+    return resume.find(attempt.folder)
+
+
+def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> Ending | bool:
+    """How it ended; on a worker whether it is to begin again with those that are left."""
     if made.training_path == "none" and caller.world.size > 1:
         raise LaunchError(
             f"training.path none runs the schedule alone, in one process: got {caller.world.size} ranks; "
@@ -351,9 +381,9 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
         transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
     worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
-    with watch:
-        WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
-    return None
+    survives = not why_not_survivable(caller.world, os.environ)
+    with watch, noticed_exits(headline(caller.world)) if survives else nullcontext():
+        return WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
 
 
 def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[[], float]) -> Worker:
@@ -417,22 +447,22 @@ def _serve(
     server, vitals, keeper = _server(made, attempt, caller, transport, begun, clock, watch)
     status, error, is_stuck = "failed", None, False
     try:
-        with watch, _closing(transport, watch, lambda: _patience_s(made, server, clock)):
-            _restore(server, keeper, made, begun.resumption)
+        with watch, closing(transport, watch, lambda: _patience_s(made, server, clock)):
+            _restore(server, keeper, made, begun)
             status = server.run(replaying=attempt.recorded is not None)
     except FedsimError as ended:
-        is_stuck = status == "stopped"  # the run has ended; its ranks have not
-        if not is_stuck:
+        is_stuck = status == "stopped" or isinstance(ended, StuckError)  # the run has ended; its ranks have not
+        if status != "stopped":
             status, error = _status_of(ended), ended
     error = _kept(server, keeper, error)
     status = "failed" if error is not None and status in ("done", "stopped") else status
-    in_haste = server.stopped_s is not None
-    with _first_error(error) as ending:
+    with first_error(error) as ending:
         if error is not None:
             record.append("failures", (clock(), *error.where, type(error).__name__, str(error)))
         vitals.write(clock())
         record.close(status, attempts.totals(server.pulse, clock()), server.weights()[: made.layout.n_parameters])
-        if not in_haste:
+        in_time = server.stopped_s is None or has_time_to_join(folder, _patience_s(made, server, clock))
+        if in_time and not isinstance(error, StateLostError):  # that one goes on
             join(folder)
     server.close()
     is_kept = status in ("stopped", "lost") and attempt.recorded is None
@@ -448,21 +478,6 @@ def _kept(server: Server, keeper: Checkpoints, error: FedsimError | None) -> Fed
     except RecordError as failed:
         return error or failed
     return error
-
-
-@dataclass
-class _Errors:
-    error: FedsimError | None
-
-
-@contextmanager
-def _first_error(error: FedsimError | None) -> Iterator[_Errors]:
-    """What is done at the end of a record, which a full disk can prevent: the first error counts."""
-    errors = _Errors(error)
-    try:
-        yield errors
-    except RecordError as failed:
-        errors.error = error or failed
 
 
 def _patience_s(made: Plan, server: Server, clock: Callable[[], float]) -> float:
@@ -496,27 +511,13 @@ def _status_of(ended: FedsimError) -> str:
     return "lost" if isinstance(ended, LostError) else "failed"
 
 
-@contextmanager
-def _closing(transport: Transport, watch: Watch, patience_s: Callable[[], float]) -> Iterator[None]:
-    """Stops the workers, also when rank zero failed; a bug is left to the caller, who ends all ranks."""
-    try:
-        yield
-    except SilentError:
-        watch.dump()
-        with suppress(StalledError):  # those who cannot listen print their stacks themselves
-            transport.close(watch.grace_s, shows_stack=True)
-        raise
-    except FedsimError:
-        with suppress(StalledError):  # the first error is the one to be told
-            transport.close(_CLOSE_TIMEOUT_S)
-        raise
-    transport.close(patience_s())
-
-
-def _restore(server: Server, keeper: Checkpoints, made: Plan, resumption: Resumption | None) -> None:
+def _restore(server: Server, keeper: Checkpoints, made: Plan, begun: _Begun) -> None:
     """Takes up the state of the checkpoint from which the run goes on, if there is one, and what was recorded past."""
+    resumption = begun.resumption
     if resumption is None:
         return
+    for note in resumption.notes:
+        begun.record.append("failures", (0.0, -1, -1, -1, "CheckpointUnusable", note))
     kept, recorded = resumption.checkpoint, resumption.recorded
 
     def tail(live: Schedule) -> Tail:

@@ -82,6 +82,7 @@ class Server:
         self._merged = Merged()
         self._owed: deque[tuple[Task, Outcome]] = deque()
         self._n_reached = 0  # updates consumed or owed
+        self._spare: deque[Task] = deque()  # of a round that the stop cuts short: in the place of those that failed
         self._made_P: Float32 | None = None  # a version on its way from its last update to `_put_out`
         self._left: Left | None = None
         self._keeper = keeper
@@ -146,6 +147,7 @@ class Server:
     def snapshot(self) -> Snapshot:
         """The whole state but for the versions."""
         owed = {"owed": [task for task, _ in self._owed], "outcomes": [int(outcome) for _, outcome in self._owed]}
+        owed |= {"spare": list(self._spare)}
         return snapshot.joined(
             {
                 "server": states.of(self._own() | owed),
@@ -173,12 +175,13 @@ class Server:
         Raises:
             RecordError: it is no snapshot of such a run.
         """
-        plan = self._own() | {"left": None, "owed": [], "outcomes": []}
+        plan = self._own() | {"left": None, "owed": [], "outcomes": [], "spare": []}
         own = states.restored(snapshot.part(saved, "server"), plan, {"left": Left()})
         pulse = self.pulse
         pulse.version, pulse.n_updates, pulse.virtual_s = own["version"], own["n_updates"], own["virtual_s"]
         self._merged, self._n_reached, self._left = own["merged"], own["n_reached"], own["left"]
         self._owed.extend(zip(own["owed"], map(Outcome, own["outcomes"]), strict=True))
+        self._spare.extend(own["spare"])
         snapshot.put(self._state, snapshot.part(saved, "rule"))
         if recorded is None:
             self._live.restore(snapshot.part(saved, "schedule"))
@@ -218,7 +221,7 @@ class Server:
     def _unconsumed(self) -> list[Task]:
         """The tasks whose updates may still be consumed."""
         owed = [task for task, outcome in self._owed if outcome is not Outcome.ABORTED and task.wanted]
-        return owed + [task for task in self._live.unconsumed() if task.wanted]
+        return [*owed, *self._spare, *(task for task in self._live.unconsumed() if task.wanted)]
 
     def _keep(self) -> None:
         """Hands the state to the keeper, and says which versions it cannot do without."""
@@ -327,6 +330,7 @@ class Server:
         consumed = step.consumed[:room]
         self._n_reached += len(consumed)
         self._owed.extend((task, Outcome.APPLIED) for task in consumed)
+        self._spare = deque(step.consumed[len(consumed) :] if self._drops else ())
         for task, outcome in step.ended:
             if task.wanted and outcome is Outcome.ABORTED:
                 self._supply.cancel(task.task)
@@ -353,13 +357,15 @@ class Server:
         """The rest of an event."""
         self._settle(is_patient=left.is_patient, completes=left.merge and not left.is_short)
         self._left, self._is_torn = None, True
-        if left.is_short:
+        is_over = left.is_last and (self._stop.updates is None or self._n_reached >= self._stop.updates)
+        if left.is_short and (self._spare or not self._drops):
             self._schedule.version -= left.merge
         elif left.merge and self._drops and self._merged.n_updates == 0:  # all of a round's failed
             self._schedule.version -= 1
         elif left.merge:
             self._merge()
-        self._finished = self._finished or left.is_last
+        self._finished = self._finished or is_over
+        self._spare.clear()
         self._is_torn = False
 
     def _settle(self, *, is_patient: bool = False, completes: bool = False) -> None:
@@ -409,6 +415,10 @@ class Server:
             self._supply.discard(task.task)
             self._n_reached -= 1
             self._recorder.append("tasks", ended_row(task, Outcome.FAILED, len(self._rule.scalar_names)))
+            if self._spare:
+                self._n_reached += 1
+                n_before = max((i + 1 for i, owed in enumerate(self._owed) if owed[1] is Outcome.APPLIED), default=0)
+                self._owed.insert(n_before, (self._spare.popleft(), Outcome.APPLIED))
         else:
             self._consume(task, is_last=is_last)
 

@@ -45,7 +45,7 @@ from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State, in_
 from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import LostError, SilentError
+from fedsim.errors import LostError, SilentError, StateLostError
 from fedsim.schedule.placement import ANY_WORKER, among
 from fedsim.types import Float32, Int64, Task, Update
 
@@ -209,7 +209,7 @@ class Supply:
         self._post_evaluation(version)
 
     def check_living(self) -> None:
-        """Raises LostError if no worker is left."""
+        """Raises LostError if no worker is left, or what clients kept is gone with one."""
         if self.lost is not None:
             raise self.lost
 
@@ -248,6 +248,7 @@ class Supply:
             self._post(worker, Command(collect=True))
         while not self._settling.is_collected(len(self._living)):
             self.listen()
+            self.check_living()  # the states of who is left are not all
         return self._settling.collection()
 
     def adopt_states(self, clients: Sequence[int], states_nS: Float32) -> None:
@@ -480,7 +481,7 @@ class Supply:
             self.lost = LostError(f"lost: {message.text}, and no worker is left")
             return
         if self._settling is not None:
-            self.lost = LostError(f"lost: {message.text}, and what its clients kept: go on from the last checkpoint")
+            self.lost = StateLostError(f"lost: {message.text}, and what its clients kept")
             return
         self._shelves.lose(worker)
         for other, version in self._shelves.known(self._transport.orphans(worker)):

@@ -101,7 +101,7 @@ class Worker:
         try:
             self._trouble.before_group(tasks)
             reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failed.append(self._failed(error, tasks))
             reports = []
         if failed and len(tasks) > 1:
@@ -139,7 +139,7 @@ class Worker:
                 self._trouble.before_training([task])
                 reports += self._trainer.train([task], self._versions.__getitem__, out_GP[row : row + 1], progress)
                 kept.append(row)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 alone.append(self._failed(error, [task]))
         if alone:
             failed[:] = alone
@@ -206,11 +206,11 @@ class Worker:
         self._measure()
         return Evaluated(self._index, version, rows)
 
-    def failure(self, error: Exception) -> Failed:
+    def failure(self, error: BaseException) -> Failed:
         """What the server is told of an exception: its line if a user can mend it, else the traceback."""
         return self._failed(error, ())
 
-    def _failed(self, error: Exception, tasks: Sequence[Task]) -> Failed:
+    def _failed(self, error: BaseException, tasks: Sequence[Task]) -> Failed:
         client, task = (tasks[0].client, tasks[0].task) if len(tasks) == 1 else (-1, -1)
         if isinstance(error, FedsimError):
             return Failed(self._index, client, task, True, str(error))

@@ -101,7 +101,7 @@ def _prune(folder: Path, newest: int) -> None:
 
 def _write_whole(path: Path, snapshot: Mapping[str, NDArray[Any]], versions: Vectors) -> None:
     layout, places = _laid_out(snapshot, versions)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
     try:
         _take_room(descriptor, layout.end + _TRAILER_BYTES)
         for at, data in layout.pieces:

@@ -35,7 +35,7 @@ def take(file: h5py.File, n_bytes: int) -> bool:
 
 def try_out(path: Path, n_bytes: int) -> None:
     """Leaves an empty file at this path if there is room for `n_bytes`. `OSError` if there is not."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
     try:
         _lengthen(descriptor, 0, n_bytes)
         os.ftruncate(descriptor, 0)

@@ -6,6 +6,7 @@ Files are in the format of HDF5 1.10, which old clusters read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -27,8 +28,11 @@ GZIP_LEVEL = 1  # level 4 takes a quarter more time, and a hundredth less room
 
 
 def aside(path: Path) -> Path:
-    """Where a file is made before it gets its name: beside it, and this process's own."""
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Where a file is made before it gets its name: beside it, and this process's own; what is there goes."""
+    found = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        found.unlink()  # it can be a link to elsewhere, in a folder from a stranger
+    return found
 
 
 def new_file(path: Path, provenance: Provenance, plan: RecordPlan) -> h5py.File:

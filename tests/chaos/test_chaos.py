@@ -49,14 +49,14 @@ def assert_nothing_lost(tally: Tally, n_kills: int) -> None:
     assert tally.n_kills >= n_kills
 
 
-@pytest.mark.parametrize(("clock", "n_kills"), [("virtual", 6), ("wall", 4)])
-def test_workers_are_killed(clock: str, n_kills: int, trouble: Chaos) -> None:
-    assert_nothing_lost(chaos.worker_kills(trouble, clock, n_kills), n_kills)
+@pytest.mark.parametrize(("kind", "n_kills"), [("virtual", 4), ("wall", 4), ("states", 2)])
+def test_workers_are_killed(kind: str, n_kills: int, trouble: Chaos) -> None:
+    assert_nothing_lost(chaos.worker_kills(trouble, kind, n_kills), n_kills)
 
 
-@pytest.mark.parametrize(("clock", "n_kills"), [("virtual", 2), ("wall", 1)])
-def test_whole_jobs_are_killed(clock: str, n_kills: int, trouble: Chaos) -> None:
-    assert_nothing_lost(chaos.job_kills(trouble, clock, n_kills), n_kills)
+@pytest.mark.parametrize(("kind", "n_kills"), [("virtual", 1), ("wall", 1), ("states", 1)])
+def test_whole_jobs_are_killed(kind: str, n_kills: int, trouble: Chaos) -> None:
+    assert_nothing_lost(chaos.job_kills(trouble, kind, n_kills), n_kills)
 
 
 def test_two_workers_are_killed_together(trouble: Chaos) -> None:
@@ -79,7 +79,7 @@ def test_a_worker_is_killed_during_a_checkpoint(trouble: Chaos) -> None:
 
 def test_the_supervisor_starts_again_without_rank_zero(trouble: Chaos, mpirun: list[str]) -> None:
     tally, run, mark = Tally("supervised"), trouble.folder / "supervised", f"{os.getpid()}-supervised"
-    program = [sys.executable, "-m", "fedsim.supervisor", "-n", "3", str(trouble.folder / "virtual.yaml")]
+    program = [sys.executable, "-m", "fedsim.supervisor", "-n", "2", str(trouble.folder / "virtual.yaml")]
     extra = {MARK: mark, "FEDSIM_INJECT": "sleep:0.01", "FEDSIM_MPIRUN": " ".join(mpirun)}
     process = subprocess.Popen(
         [*program, "--out", str(run), "--quiet"],
@@ -101,8 +101,7 @@ def test_the_supervisor_starts_again_without_rank_zero(trouble: Chaos, mpirun: l
 
 def test_the_checks_see_what_they_look_for(trouble: Chaos) -> None:
     tally, run = Tally("cut short"), trouble.folder / "cut-short"
-    going = trouble.start(run, "virtual", 2, sets=("stop.versions=100",))
-    going.wait()
+    trouble.alone(run, "virtual", ("stop.versions=100",))
     trouble.check(tally, run, "virtual")
     told = " ".join(tally.problems)
     for word in ("table versions", "evaluations lacks", "model_sha256", "history_sha256", "updates is"):

@@ -61,6 +61,28 @@ def test_a_replay(start: Callable[..., Any], ran: Ran, summary: Any, config: Any
     assert {key: summary(tmp_path / "replay")[key] for key in SAME} == {key: alone[key] for key in SAME}
 
 
+@pytest.mark.parametrize(
+    ("inject", "n_attempts", "sets"),
+    [
+        ("kill:3@1", 2, ("checkpoint.every_versions=1000",)),  # before the first checkpoint: from the beginning
+        ("kill:7@2;segv:12@3", 3, ("checkpoint.every_versions=3",)),
+    ],
+)
+def test_workers_that_die_with_what_clients_kept_send_the_run_back(
+    inject: str, n_attempts: int, sets: tuple[str, ...], ran: Ran, start_tolerant: Any, config: Any, tmp_path: Path
+) -> None:
+    from fedsim.record.reader import open_run
+
+    alone = ran(1, tmp_path / "1", config("scaffold"))
+    there = ran(4, tmp_path / "n", config("scaffold"), *sets, env={"FEDSIM_INJECT": inject}, how=start_tolerant)
+    assert (there["attempts"], there["ranks"]) == (n_attempts, 5 - n_attempts)
+    for key in (*SAME, "history_sha256"):
+        assert there[key] == alone[key]
+    run = open_run(tmp_path / "n")
+    assert [attempt["status"] for attempt in run.attempts] == ["lost"] * (n_attempts - 1) + ["done"]
+    assert run.failures.kind.tolist() == ["WorkerLost", "StateLostError"] * (n_attempts - 1)
+
+
 def test_states_need_a_home(start: Callable[..., Any], config: Any) -> None:
     done = start(1, "check", config("scaffold"), "--set", "placement=dynamic")
     assert done.returncode == 2 and "use home or balanced" in done.stderr

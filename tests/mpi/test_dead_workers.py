@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 Ran = Callable[..., dict[str, Any]]
@@ -33,7 +35,7 @@ def _failures(folder: Path) -> list[tuple[int, str]]:
 @pytest.mark.parametrize(
     ("inject", "dead", "placement"),
     [
-        ("segv:3@1", {1}, "home"),
+        ("segv:3@1;exit:4@3", {1, 3}, "home"),
         ("kill:4@2;kill:4@3", {2, 3}, "dynamic"),
         ("kill-evaluating:2@2;kill-receiving:5@1", {1, 2}, "home"),
     ],
@@ -55,12 +57,20 @@ def test_results_held_by_a_worker_that_dies_are_trained_again(
     assert _same(ran(4, tmp_path / "run", HEART[0], *sets, env=env, how=start_tolerant)) == undisturbed
 
 
-def test_the_last_worker_s_death_ends_the_run(start_tolerant: Any, summary: Any, tmp_path: Path) -> None:
-    words = ("run", HEART[0], "--out", str(tmp_path / "run"), "--quiet")
+def test_the_last_worker_s_death_ends_the_run_with_a_checkpoint(
+    start: Any, start_tolerant: Any, summary: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    sets = [word for value in HEART[1:] for word in ("--set", value)]
+    words = ("run", HEART[0], "--out", str(tmp_path / "run"), "--quiet", *sets)
     done = start_tolerant(3, *words, env={"FEDSIM_INJECT": "kill:3@1;kill:5@2"})
     assert done.returncode == 77, done.stderr
     assert "no worker is left" in done.stderr and "Traceback" not in done.stderr
-    assert summary(tmp_path / "run")["status"] == "lost"
+    lost = summary(tmp_path / "run")
+    assert lost["status"] == "lost" and (tmp_path / "run" / "checkpoint-000001.h5").exists()
+    assert start(1, "resume", str(tmp_path / "run"), "--quiet").returncode == 0
+    with h5py.File(tmp_path / "run" / "record-001.h5") as file:
+        assert json.loads(file.attrs["start_rows"])["versions"] == lost["versions"], "nothing was lost"
+    assert _same(summary(tmp_path / "run")) == undisturbed
 
 
 def test_without_fault_tolerance_a_death_ends_the_job(start: Any, summary: Any, tmp_path: Path) -> None:

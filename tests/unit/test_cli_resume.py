@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -308,6 +309,7 @@ def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, 
     assert process.returncode == 75 and time.monotonic() - start_s < 30.0
     assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume {folder}"]
     assert summary(folder)["status"] == "stopped" and len(checkpoint.numbers(folder)) == 1
+    assert (folder / "record.h5").exists(), "the attempts are joined where that takes no time"
 
 
 HOOKED = """
@@ -364,3 +366,130 @@ def test_no_room_ends_the_run_and_leaves_its_last_checkpoints(
     assert says("resume", folder, "--quiet").exit_code == 0
     assert says("run", config_path, "--out", tmp_path / "whole", "--quiet", *WIDE).exit_code == 0
     assert bits(folder) == bits(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------- a disk that is read-only
+
+
+def mounted(*words: str | Path) -> bool:
+    return subprocess.run(["mount", *map(str, words)], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Any:
+    """An empty file system that nothing can be written to: root may write where permissions forbid it."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    if not mounted("-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", folder):
+        pytest.skip("mounting is not to be had here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_run_on_a_read_only_disk_is_refused(config_path: Path, read_only_disk: Path) -> None:
+    result = says("run", config_path, "--out", read_only_disk / "run", "--quiet")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert result.stderr == f"fedsim: {read_only_disk}/run: cannot be made: Read-only file system\n"
+
+
+def test_a_disk_that_turns_read_only_ends_the_run_and_leaves_its_last_checkpoints(
+    config_path: Path, whole: Path, tmp_path: Path
+) -> None:
+    """As its system does with a disk that fails. The record is open, and can still be ended; nothing else is made."""
+    folder = tmp_path / "run"
+    (tmp_path / "probe").mkdir()
+    if not mounted("--bind", tmp_path / "probe", tmp_path / "probe"):
+        pytest.skip("mounting is not to be had here")
+    subprocess.run(["umount", str(tmp_path / "probe")], check=True)
+    turn = "import subprocess; [subprocess.run(['mount', *words, '{0}'], check=True) for words in (['--bind', '{0}'], "
+    code = HOOKED.format(when_written=turn.format(folder) + "['-o', 'remount,bind,ro'])]")
+    words = ["run", str(config_path), "--out", str(folder), "--quiet", "--set", "checkpoint.every_versions=3"]
+    try:
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "cannot write the checkpoint: Read-only file system" in done.stderr
+        refusal = says("resume", folder, "--quiet")
+        assert refusal.exit_code == 2 and "Read-only file system" in refusal.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(folder)])
+    assert [checkpoint.Checkpoint(folder / checkpoint.name_of(n)).path.name for n in checkpoint.numbers(folder)] == [
+        checkpoint.name_of(1), checkpoint.name_of(2)
+    ]  # fmt: skip
+    assert summary(folder)["status"] == "failed"
+    assert says("resume", folder, "--quiet").exit_code == 0
+    assert bits(folder)[1:] == bits(whole)[1:]
+
+
+# ------------------------------------------------------------------------------------------- several attempts, no locks
+
+
+def test_all_commands_see_the_attempts_as_one_run(whole: Path, killed: Path) -> None:
+    assert says("resume", killed, "--quiet").exit_code == 0
+    (killed / "record.h5").unlink()  # the attempts' own records are read
+    told, before = summary(killed), summary(whole)
+    assert told["attempts"] == 2 and told["outcomes"] == before["outcomes"]
+    last = f"version {before['versions']}"
+    watched = [re.sub(r" \(.*?/s\)", "", says("watch", folder).stdout).splitlines() for folder in (killed, whole)]
+    assert [lines[-1] for lines in watched] == ["status: done"] * 2
+    assert last in watched[0][-2] and watched[0][-2].split(": ", 1)[1] == watched[1][-2].split(": ", 1)[1]
+    compared = says("compare", killed, whole)
+    assert compared.exit_code == 0
+    for name in ("versions", "updates", "virtual"):
+        [line] = [line for line in compared.stdout.splitlines() if line.strip().startswith(name)][:1]
+        *_, one, other = line.split()
+        assert one == other
+
+
+def test_without_locks_a_run_is_alive_while_its_record_is_fresh(
+    whole: Path, killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems."""
+    import errno
+    import fcntl
+
+    def no_locks(*words: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    record = killed / "record-000.h5"
+    os.utime(record)
+    assert "the run may still be going on" in refused(killed) and "no locks" in refused(killed)
+    os.utime(record, (time.time() - 60.0,) * 2)
+    assert says("resume", killed, "--quiet").exit_code == 0  # and the new record is written without a lock
+    assert bits(killed) == bits(whole)
+
+
+def test_what_cannot_be_used_is_told_in_the_record(killed: Path) -> None:
+    newest = killed / checkpoint.name_of(checkpoint.numbers(killed)[-1])
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert says("resume", killed, "--quiet").exit_code == 0
+    [row] = open_run(killed).failures.to_dict("records")
+    assert row["kind"] == "CheckpointUnusable" and newest.name in str(row) and "cut off" in str(row)
+
+
+def test_links_in_a_folder_from_a_stranger_lead_nowhere(killed: Path, tmp_path: Path) -> None:
+    """Nothing is written through them, and nothing of what they name is told."""
+    precious = tmp_path / "precious"
+    precious.write_text("the only copy")
+    newest = checkpoint.numbers(killed)[-1]
+    for name in (checkpoint.name_of(newest + 1), f"record.h5.{os.getpid()}.part", "record-001.h5", "plot.png"):
+        (killed / name).symlink_to(precious)
+    for words in (("resume", killed, "--quiet"), ("show", killed, "--join"), ("show", killed, "--json")):
+        result = says(*words)
+        assert result.exit_code == 2 and "only copy" not in result.output and result.stderr.count("\n") == 1
+    (killed / "record-001.h5").unlink()
+    assert says("resume", killed, "--quiet").exit_code == 0
+    assert says("show", killed, "--join", "--plot").exit_code == 0
+    assert precious.read_text() == "the only copy" and not (killed / "plot.png").is_symlink()
+
+
+def test_a_kill_loses_no_more_than_is_stated(config_path: Path, tmp_path: Path) -> None:
+    """What the newest whole checkpoint lacks of the record is younger than `every_s` and twice the time of writing."""
+    folder = tmp_path / "run"
+    words = ["run", str(config_path), "--out", str(folder), "--quiet", *ENDLESS, "--set", "record.flush_s=0.05"]
+    words += ["--set", "checkpoint={every_s: 0.5, every_versions: null}"]
+    killed_once(words, 1, (folder / checkpoint.name_of(3)).exists)
+    wall_s = open_run(folder).versions.wall_s
+    kept = versions_at(folder, checkpoint.numbers(folder)[-1])
+    writing_s = 0.5  # far more than it takes
+    assert 0 < kept <= len(wall_s) and wall_s.iloc[-1] - wall_s.iloc[kept - 1] < 0.5 + 2 * writing_s

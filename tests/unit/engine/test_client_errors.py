@@ -53,6 +53,26 @@ def test_versions_of_tiers_whose_clients_all_fail_are_not_made(bench: Any, confi
     assert result.pulse.n_updates == 5 and (result.rows.column("versions", "n_updates") == 1).all()
 
 
+@pytest.mark.parametrize("n", [7, 20, 31])
+@pytest.mark.parametrize("inject", ["client:3", "client:3;client:5;client:8"])
+def test_a_stop_after_updates_is_exact_where_some_of_a_round_failed(
+    n: int, inject: str, bench: Any, config: Any
+) -> None:
+    asked = of(config, "tiers", stop={"updates": n})
+    alone = bench(inject=inject).run(asked)
+    assert (alone.status, alone.pulse.n_updates) == ("done", n)
+    assert (alone.rows.column("tasks", "outcome") == Outcome.APPLIED).sum() == n
+    many = bench(n_workers=3, seed=2, inject=inject, placement="dynamic").run(asked)
+    assert many.rows.history() == alone.rows.history() and np.array_equal(many.weights_P, alone.weights_P)
+
+
+def test_a_client_that_would_leave_is_a_client_that_failed(bench: Any, config: Any, monkeypatch: Any) -> None:
+    made = bench(inject="client:3")
+    monkeypatch.setattr("fedsim.comm.faults.RuntimeError", SystemExit, raising=False)
+    result = made.run(of(config, "async", stop={"versions": 25}))
+    assert result.status == "done" and any("SystemExit" in text for *_, text in made.reports)
+
+
 def test_each_dropped_update_is_reported(bench: Any, config: Any) -> None:
     made = bench(n_workers=2, seed=4, inject="client:3")
     result = made.run(of(config, "async"))

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from fedsim.aggregation import Rule
     from fedsim.training.objectives import TaskLoss
 
-_CLIENTS_AT_ONCE = 2**20
 _N_GROUPS = 2  # at a worker: one training, one waiting
 
 
@@ -498,7 +497,7 @@ def _facts(
     """What the rule may know before the first task."""
     facts = Facts(
         n_clients=people.n_clients if members is None else int(members.size),
-        count_samples=lambda: _count_samples(people, members),
+        count_samples=lambda: people.count_samples(members),
         layers=tuple(list(layout.slices.values())[: len(layout.names) - layout.n_buffers]),
         n_updates=_fixed_updates(config),
         planned_versions=config.stop.versions or 0,
@@ -513,15 +512,6 @@ def _facts(
         tier_of = {client: tier for tier, part in enumerate(parts) for client in part.tolist()}
         return replace(facts, n_tiers=len(parts), tier_of=tier_of.__getitem__)
     return facts
-
-
-def _count_samples(people: population.Population, members: Int64 | None) -> int:
-    """The samples of all clients, some at a time: there may be more clients than memory holds numbers."""
-    if members is not None:
-        return int(people.n_samples(members).sum())
-    starts = range(0, people.n_clients, _CLIENTS_AT_ONCE)
-    ranges = (np.arange(start, min(start + _CLIENTS_AT_ONCE, people.n_clients)) for start in starts)
-    return sum(int(people.n_samples(clients).sum()) for clients in ranges)
 
 
 def _fixed_updates(config: RunConfig) -> int:

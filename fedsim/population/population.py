@@ -20,6 +20,8 @@ from fedsim.population.laid import Laid
 from fedsim.population.partition import Partition
 from fedsim.types import Float32, Int64, Shard, Targets
 
+_CLIENTS_AT_ONCE = 2**20
+
 
 class Population(ABC):
     """All clients and their data, by client number 0 .. n_clients - 1.
@@ -36,6 +38,14 @@ class Population(ABC):
     @abstractmethod
     def n_samples(self, clients: Int64) -> Int64:
         """Training samples of each of `clients`: the same shape, int64. Reads and makes no sample."""
+
+    def count_samples(self, members: Int64 | None) -> int:
+        """Training samples of these clients, None: of all, some at a time, as there may be billions of them."""
+        if members is not None:
+            return int(self.n_samples(members).sum())
+        starts = range(0, self.n_clients, _CLIENTS_AT_ONCE)
+        ranges = (np.arange(start, min(start + _CLIENTS_AT_ONCE, self.n_clients)) for start in starts)
+        return sum(int(self.n_samples(clients).sum()) for clients in ranges)
 
     @abstractmethod
     def shard(self, client: int) -> Shard:

@@ -477,11 +477,11 @@ class Supply:
         worker = message.worker
         self._report(worker, -1, -1, losses.WORKER_LOST, message.text)
         self._living.remove(worker)
-        if not self._living:
-            self.lost = LostError(f"lost: {message.text}, and no worker is left")
-            return
-        if self._settling is not None:
-            self.lost = StateLostError(f"lost: {message.text}, and what its clients kept")
+        if not self._living or self._settling is not None:
+            error, what = (
+                (StateLostError, "what its clients kept") if self._living else (LostError, "no worker is left")
+            )
+            self.lost = error(f"lost: {message.text}, and {what}")
             return
         self._shelves.lose(worker)
         for other, version in self._shelves.known(self._transport.orphans(worker)):

@@ -224,8 +224,7 @@ class Supply:
 
     def _evaluate_at(self, worker: int, version: int) -> None:
         self._evaluating[worker].append(version)
-        coming = [version] if self._shelves.pin(worker, version) else []
-        self._post(worker, Command(evaluate=version, coming=coming))
+        self._post(worker, Command(evaluate=version, coming=[version] * self._shelves.pin(worker, version)))
 
     def go_live(self) -> None:
         """From now on what arrives is consumed at once: no room is kept for what is due."""
@@ -477,11 +476,11 @@ class Supply:
         worker = message.worker
         self._report(worker, -1, -1, losses.WORKER_LOST, message.text)
         self._living.remove(worker)
-        if not self._living or self._settling is not None:
-            error, what = (
-                (StateLostError, "what its clients kept") if self._living else (LostError, "no worker is left")
-            )
-            self.lost = error(f"lost: {message.text}, and {what}")
+        if not self._living:
+            self.lost = LostError(f"lost: {message.text}, and no worker is left")
+        elif self._settling is not None:
+            self.lost = StateLostError(f"lost: {message.text}, and what its clients kept")
+        if self.lost is not None:
             return
         self._shelves.lose(worker)
         for other, version in self._shelves.known(self._transport.orphans(worker)):

@@ -69,3 +69,10 @@ def has_time_to_join(folder: Path, left_s: float) -> bool:
     """Whether a run's records are so small that joining them takes a fraction of the time that is left."""
     n_bytes = sum(path.stat().st_size for path in folder.glob("record-*.h5"))
     return n_bytes / _JOIN_BYTES_PER_S < 0.5 * left_s
+
+
+def status_of(ended: FedsimError) -> str:
+    """The status of a run that this error ended."""
+    if isinstance(ended, StalledError):
+        return "stalled"
+    return "lost" if isinstance(ended, LostError) else "failed"

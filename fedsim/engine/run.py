@@ -24,7 +24,7 @@ from fedsim.config import RunConfig, StopConfig
 from fedsim.engine import attempts, launching, resume, topology
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
-from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_join
+from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_join, status_of
 from fedsim.engine.evaluations import Evaluations
 from fedsim.engine.lane import lane_of
 from fedsim.engine.launching import World, headline, why_not_survivable
@@ -453,7 +453,7 @@ def _serve(
     except FedsimError as ended:
         is_stuck = status == "stopped" or isinstance(ended, StuckError)  # the run has ended; its ranks have not
         if status != "stopped":
-            status, error = _status_of(ended), ended
+            status, error = status_of(ended), ended
     error = _kept(server, keeper, error)
     status = "failed" if error is not None and status in ("done", "stopped") else status
     with first_error(error) as ending:
@@ -503,12 +503,6 @@ def _alone(made: Plan, begun: _Begun | None, folder: Path, caller: Caller, clock
     record.close(status, attempts.totals(going.pulse, clock()), None)
     join(folder)
     return Ending(status, folder, error)
-
-
-def _status_of(ended: FedsimError) -> str:
-    if isinstance(ended, StalledError):
-        return "stalled"
-    return "lost" if isinstance(ended, LostError) else "failed"
 
 
 def _restore(server: Server, keeper: Checkpoints, made: Plan, begun: _Begun) -> None:

@@ -77,7 +77,7 @@ def _shared(updates: int, repeat: int) -> Callable[[Callable[..., int]], Callabl
     return decorate
 
 
-TRAINED = ("tiny", "narrow", "mlp", "wide", "cnn", "wide-cnn")
+TRAINED = ("tiny", "narrow", "mlp", "wide", "cnn", "wide-cnn", "residual")
 PATHS = ("loop", "fused", "stacked")
 STEPS = ("sgd", "momentum", "adam")
 

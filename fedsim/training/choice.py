@@ -3,8 +3,9 @@
 It knows neither ranks nor timing nor the machine, so every rank comes to the same choice. A client's bits do not depend
 on the group size; speed does: too small a group pays Python's overhead for too few clients, too large a one leaves the
 cache, and takes rank zero's room for updates. So a group is the smallest power of two, from `FEW` to `MAX_GROUP`, with
-`STEP_OPERATIONS` in a step, or the largest whose working set fits `memory.worker_cache_bytes`, if that is smaller; on a
-GPU, `MAX_GROUP`. Whatever its size, what it takes in all has to fit `memory.worker_group_bytes`.
+`STEP_OPERATIONS` in a step, or the largest whose working set fits `memory.worker_cache_bytes`, if that is smaller, but
+`LEAST` even where so many leave the cache (two where a client takes more than `LARGE_BYTES`); on a GPU, `MAX_GROUP`.
+Whatever its size, what it takes in all has to fit `memory.worker_group_bytes`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from fedsim.training.objectives import TaskLoss
 STACKED_BYTES = 1 << 18  # of a client: up to here torch.func over groups is faster than the loop
 STEP_OPERATIONS = 1 << 27  # floating-point operations: about two milliseconds, beside which calls are a few per cent
 FEW = 8  # fewer clients than this are worse in some model, however much they have to do
+LEAST = 4  # of models that no cache holds; two were up to a fifth slower in some, with Adam
+LARGE_BYTES = 1 << 26  # of a client: above it memory counts more
 MAX_GROUP = 64  # more were no faster in any
 _FLOAT_BYTES = 4
 
@@ -180,11 +183,11 @@ def group_size(client_bytes: int, least: int, cache_bytes: int, operations: int 
     `operations` are those of a client's step; 0 where nobody knows.
 
     >>> [group_size(n, 2, 2**22) for n in (10, 65_536, 100_000, 900_000, 2**21, 2**30)]
-    [64, 64, 32, 4, 2, 2]
+    [64, 64, 32, 4, 4, 2]
     >>> [group_size(10, 1, 2**22, n) for n in (10**5, 2 * 10**6, 7 * 10**6, 10**9)]
     [64, 64, 32, 8]
     """
-    fitting = max(cache_bytes // client_bytes, least, 2)
+    fitting = max(cache_bytes // client_bytes, least, LEAST if client_bytes <= LARGE_BYTES else 2)
     wanted = 2 ** math.ceil(math.log2(STEP_OPERATIONS / operations)) if operations else MAX_GROUP
     return int(max(least, min(2 ** int(math.log2(fitting)), max(wanted, FEW), MAX_GROUP)))
 

@@ -65,6 +65,7 @@ class CompiledCrossEntropy(FusedCrossEntropy):
         self._one, self._n_bytes = ctx.one, ctx.arena.dtype.itemsize
         full, grad = y.m.full, y.m.full_grad
         self._sizes = (ctx.n_slots, ctx.n_batch, y.shape[-1])
+        self._kept = full, grad  # their addresses are all that is used
         self._outputs = (full.data_ptr(), grad.data_ptr(), full.stride(0), full.stride(1))
 
     def step(self, targets_gB1: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:

@@ -6,6 +6,7 @@ Units too: `_s` seconds, `_bytes`; counts start with `n_`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
@@ -91,10 +92,14 @@ class TaskReport(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a task returns: its report and the flat vector (model difference or local model) of shape (P,), float32."""
+    """What a task returns: its report and the flat vector (model difference or local model) of shape (P,), float32.
+
+    `ready(n)`, where it is given, returns when the first n values are here: of a vector that is still coming in.
+    """
 
     report: TaskReport
     vector_P: Float32
+    ready: Callable[[int], None] | None = None
 
 
 class Feedback(NamedTuple):

@@ -23,6 +23,7 @@ class FedAsync(BaseRule):
 
     name = "fedasync"
     payload: Literal["delta", "model"] = "model"
+    streams = True
 
     def __init__(self, config: FedAsyncRule) -> None:
         self._alpha = config.alpha
@@ -34,7 +35,7 @@ class FedAsync(BaseRule):
         if is_too_stale(arrival.staleness, self._max_staleness):
             return state, Diagnostics(0.0)
         weight = self._alpha * self._staleness(arrival.staleness)
-        self._kernels.add(state, update.vector_P, weight, keep=1.0 - weight)
+        self._kernels.add(state, update.vector_P, weight, keep=1.0 - weight, ready=update.ready)
         state.weight_sum = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
         state.n_accumulated += 1
         return state, Diagnostics(weight)
@@ -46,7 +47,8 @@ class FedAsync(BaseRule):
             return super().complete(state, update, arrival)
         weight = self._alpha * self._staleness(arrival.staleness)
         keep = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
-        new_P = self._kernels.complete(state, update.vector_P, weight, kept=1.0 - weight, keep=keep, scale=1.0)
+        mix = {"kept": 1.0 - weight, "keep": keep, "scale": 1.0}
+        new_P = self._kernels.complete(state, update.vector_P, weight, **mix, ready=update.ready)
         return state, Diagnostics(weight), new_P
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:

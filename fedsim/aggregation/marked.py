@@ -17,7 +17,7 @@ class Marked:
         self._attacking = frozenset(attacking.tolist())
         self.name, self.payload, self.keeps = inner.name, inner.payload, inner.keeps
         self.scalar_names: tuple[str, ...] = (*inner.scalar_names, ATTACKED)
-        self.needs_base, self.sums_at_workers = inner.needs_base, inner.sums_at_workers
+        self.needs_base, self.sums_at_workers, self.streams = inner.needs_base, inner.sums_at_workers, inner.streams
         self.decides_steps, self.n_extras = inner.decides_steps, inner.n_extras
 
     def hasten(self) -> None:

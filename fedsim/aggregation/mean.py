@@ -25,6 +25,7 @@ class MeanRule(BaseRule):
         self._is_plain = same and own.publish is BaseRule.publish
         same = own.accumulate is MeanRule.accumulate and own.planned_weight is MeanRule.planned_weight
         self.sums_at_workers = same
+        self.streams = own.accumulate is MeanRule.accumulate and own.complete is MeanRule.complete
 
     def share(self, report: TaskReport) -> float:
         return 1.0
@@ -37,7 +38,7 @@ class MeanRule(BaseRule):
         if is_too_stale(arrival.staleness, self._max_staleness) or not share:
             return state, Diagnostics(0.0)
         weight = share * self.discount(arrival.staleness)
-        self._kernels.add(state, update.vector_P, weight)
+        self._kernels.add(state, update.vector_P, weight, ready=update.ready)
         state.weight_sum += share
         state.n_accumulated += 1
         return state, Diagnostics(weight)
@@ -57,7 +58,7 @@ class MeanRule(BaseRule):
             return super().complete(state, update, arrival)
         weight = share * self.discount(arrival.staleness)
         scale = self._server_learning_rate / (state.weight_sum + share if state.n_accumulated else share)
-        new_P = self._kernels.complete(state, update.vector_P, weight, keep=1.0, scale=scale)
+        new_P = self._kernels.complete(state, update.vector_P, weight, keep=1.0, scale=scale, ready=update.ready)
         return state, Diagnostics(weight), new_P
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:

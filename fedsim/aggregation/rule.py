@@ -93,6 +93,7 @@ class Rule(Protocol):
     payload: Literal["delta", "model"]
     scalar_names: tuple[str, ...]
     needs_base: bool
+    streams: bool  # goes through an update once, from its beginning to its end, and asks `ready` before it reads
     sums_at_workers: bool  # a version is made of a weighted sum, with weights that the schedule knows
     decides_steps: bool
     n_extras: int
@@ -134,6 +135,7 @@ class BaseRule:
     payload: Literal["delta", "model"] = "delta"
     scalar_names: tuple[str, ...] = ()
     needs_base = False
+    streams = False
     sums_at_workers = False
     decides_steps = False
     n_extras = 0

@@ -263,6 +263,16 @@ def _apply(as_json: bool, repeat: int, sizes: str) -> int:
     return options.report(lambda launcher: measure(launcher, repeat, numbers))
 
 
+@bench.command("large", short_help="Rank zero's memory with a large model.")
+@_shared(updates=20, repeat=1)
+@_count("--parameters", 100_000_000, 1000, "Parameters of the model; 10^8 take 12 GB in both ranks together.")
+def _large(options: Options, parameters: int) -> int:
+    """Run a large model asynchronously, and set rank zero's peak memory against the bound stated beforehand."""
+    from fedsim.bench.large import measure
+
+    return options.report(lambda launcher: measure(launcher, options.repeat, options.updates, parameters))
+
+
 @bench.command("training", short_help="Local training alone, beside a plain PyTorch loop.")
 @click.option("--model", type=click.Choice(TRAINED), default="tiny", show_default=True, help="What is trained.")
 @click.option(

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from fedsim.comm.pieces import Incoming
 from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, Trained, WorkerCore
 from fedsim.errors import FedsimError
 from fedsim.types import Float32, Row
@@ -87,6 +88,9 @@ class InlineTransport:
 
     def counters(self, worker: int) -> Counters:
         return self._worker.counters
+
+    def incoming(self, worker: int, task: int) -> Incoming | None:
+        return None
 
     def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         self._jobs.clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedsim.comm import wire
 from fedsim.comm.losses import Abandoned, Orphaned, is_death
 from fedsim.comm.nodes import PRIVATE, Ledger, Shelf, Shown
 from fedsim.comm.openmpi import stop_yielding
-from fedsim.comm.pieces import PIECE, spans
+from fedsim.comm.pieces import PIECE, Incoming, Receiving, spans
 from fedsim.comm.sleeping import wake_in_time
 from fedsim.comm.transport import (
     NO_VERSION,
@@ -40,19 +41,30 @@ from fedsim.comm.transport import (
     empty_rows,
 )
 from fedsim.errors import FedsimError, LostError, StalledError
-from fedsim.types import Float32, Row
+from fedsim.types import Float32, Row, TaskReport
 
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
 
 class _Pending(NamedTuple):
-    """Rows on their way: complete when every piece is; `finish` turns the buffer into a message."""
+    """Rows on their way: complete when every piece is; `finish` turns the buffer into a message.
+
+    Where they are updates, `tasks` says whose, and `reports` what was said of them, if that came with them.
+    """
 
     worker: int
-    requests: list[MPI.Request]
+    receiving: Receiving
     buffer: Any
     finish: Callable[[Any], Message]
+    tasks: Sequence[int] = ()
+    reports: Sequence[TaskReport] = ()
+
+    def incoming(self, task: int) -> Incoming:
+        """The update of one of its tasks."""
+        index, size = self.tasks.index(task), self.buffer.shape[1]
+        report = self.reports[index] if self.reports else None
+        return Incoming(report, self.buffer[index], lambda: min(max(self.receiving.n_here - index * size, 0), size))
 
 
 class _Coming(NamedTuple):
@@ -201,6 +213,12 @@ class MpiTransport:
     def counters(self, worker: int) -> Counters:
         return self._counters[worker]
 
+    def incoming(self, worker: int, task: int) -> Incoming | None:
+        for entry in self._pending:
+            if entry.worker == worker and task in entry.tasks and entry.receiving.is_in_pieces:
+                return entry.incoming(task)
+        return None
+
     def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         for worker in range(self.n_workers):
             self.send(worker, Command(stop=True, shows_stack=shows_stack, comes_again=comes_again), ())
@@ -225,7 +243,7 @@ class MpiTransport:
         self._outboxes[worker].abandon(self._abandoned)
         for entry in self._pending:
             if entry.worker == worker:
-                self._abandoned.take(entry.requests, entry.buffer)
+                self._abandoned.take(entry.receiving.requests, entry.buffer)
         self._pending = [entry for entry in self._pending if entry.worker != worker]
         return Lost(worker, f"rank {worker + 1} died ({error.Get_error_string()})")
 
@@ -242,7 +260,7 @@ class MpiTransport:
             self._await_trained(worker, body, messages)
         elif kind == wire.DELIVERED:
             tasks = body.view("<i8").tolist()
-            self._await_updates(worker, n, lambda rows: Delivered(worker, tasks, rows))
+            self._await_updates(worker, tasks, (), lambda rows: Delivered(worker, tasks, rows))
         elif kind == wire.COLLECTED:
             clients, is_last = body.view("<i8").tolist(), bool(version)
             states = empty_rows(n, self._lengths.state)
@@ -259,21 +277,28 @@ class MpiTransport:
         reports, sent = wire.decode_trained(worker, worker + 1, body)
         n_sent = sum(sent)
         if n_sent:
-            self._await_updates(worker, n_sent, lambda rows: Trained(worker, reports, sent, rows))
+            coming = [report for report, is_sent in zip(reports, sent, strict=True) if is_sent]
+            tasks = [report.task for report in coming]
+            self._await_updates(worker, tasks, coming, lambda rows: Trained(worker, reports, sent, rows))
         else:
             messages.append(Trained(worker, reports, sent, empty_rows(0, self._lengths.update)))
 
-    def _await_updates(self, worker: int, n: int, finish: Callable[[Any], Message]) -> None:
-        self._await_rows(worker, empty_rows(n, self._lengths.update, self._lengths.update_type), finish)
+    def _await_updates(
+        self, worker: int, tasks: Sequence[int], reports: Sequence[TaskReport], finish: Callable[[Any], Message]
+    ) -> None:
+        rows = empty_rows(len(tasks), self._lengths.update, self._lengths.update_type)
+        self._pending.append(_Pending(worker, self._receiving(worker, rows), rows, finish, tasks, reports))
 
-    def _await_rows(self, worker: int, rows: Row, finish: Callable[[Any], Message]) -> None:
-        requests = _irecv(self._channels.rows, rows.reshape(-1), worker + 1, self._channels.piece)
-        self._pending.append(_Pending(worker, requests, rows, finish))
+    def _await_rows(self, worker: int, rows: Any, finish: Callable[[Any], Message]) -> None:
+        self._pending.append(_Pending(worker, self._receiving(worker, rows), rows, finish))
+
+    def _receiving(self, worker: int, rows: Any) -> Receiving:
+        receive = partial(self._channels.rows.Irecv, source=worker + 1)
+        return Receiving(rows.reshape(-1), receive, self._channels.piece)
 
     def _await_sum(self, worker: int) -> None:
         total_P = np.empty(self._lengths.update, dtype=np.int64)
-        requests = _irecv(self._channels.rows, total_P, worker + 1, self._channels.piece)
-        self._pending.append(_Pending(worker, requests, total_P, lambda total_P: Summed(worker, total_P)))
+        self._await_rows(worker, total_P, lambda total_P: Summed(worker, total_P))
 
     def _await_evaluation(self, worker: int, n: int, version: int) -> None:
         table = np.empty((n, 4 + len(self._metric_names)), dtype=np.float64)
@@ -281,24 +306,26 @@ class MpiTransport:
         def finish(table: Any) -> Message:
             return Evaluated(worker, version, wire.evaluation_rows(table, self._metric_names))
 
-        requests = _irecv(self._channels.rows, table.reshape(-1), worker + 1, self._channels.piece)
-        self._pending.append(_Pending(worker, requests, table, finish))
+        self._await_rows(worker, table, finish)
 
     def _completed(self) -> list[Message]:
         messages: list[Message] = []
         still: list[_Pending] = []
         dying: list[tuple[_Pending, MPI.Exception]] = []
+        posting: set[int] = set()  # workers of whose rows some have no receive yet: no later ones may get theirs
         for entry in self._pending:
             try:
-                if all(request.Test() for request in entry.requests):
-                    messages.append(entry.finish(entry.buffer))
-                else:
+                if entry.worker in posting or not entry.receiving.advance():
                     still.append(entry)
+                    if not entry.receiving.is_posted:
+                        posting.add(entry.worker)
+                else:
+                    messages.append(entry.finish(entry.buffer))
             except MPI.Exception as failure:
                 dying.append((entry, failure))
         self._pending = still
         for entry, error in dying:
-            self._abandoned.take(entry.requests, entry.buffer)
+            self._abandoned.take(entry.receiving.requests, entry.buffer)
             if entry.worker not in self._dead:
                 messages.append(self._bury(entry.worker, error))
         return messages

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fedsim.comm.pieces import Incoming
 from fedsim.types import EvaluationRow, Float32, Int64, Row, Task, TaskReport
 
 NO_VERSION = -1
@@ -181,6 +182,9 @@ class Transport(Protocol):
 
     def counters(self, worker: int) -> Counters:
         """The worker's counters as of its last message."""
+
+    def incoming(self, worker: int, task: int) -> Incoming | None:
+        """An update in several pieces that has begun to come in, and not come in whole."""
 
     def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         """Stops the workers and returns when they have stopped; what they still send is thrown away.

@@ -62,7 +62,8 @@ class StopConfig(Section):
 class MemoryConfig(Section):
     """Bounds, in bytes; each is raised to the least that works (one update, one group, one version).
 
-    `worker_cache_bytes` and `worker_group_bytes` bound how many clients train together, and are not raised.
+    `worker_cache_bytes` and `worker_group_bytes` bound how many clients train together, and are not raised; nor is
+    `piece_bytes`, the most that travels in one message of a vector.
     """
 
     server_updates_bytes: Bytes = 2**30
@@ -72,6 +73,7 @@ class MemoryConfig(Section):
     worker_data_bytes: Bytes = 2**30
     worker_cache_bytes: Annotated[int, Field(ge=1, le=2**50)] = 3 * 2**23
     worker_group_bytes: Annotated[int, Field(ge=1, le=2**50)] = 2**32
+    piece_bytes: Annotated[int, Field(ge=4, le=2**30)] = 2**22
 
 
 class ReduceConfig(Section):

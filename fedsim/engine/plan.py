@@ -33,6 +33,7 @@ from fedsim.engine.buffers import check_buffers, treatment_lines, with_buffers
 from fedsim.engine.items import Bounds
 from fedsim.engine.owncode import NOTHING, OwnCode
 from fedsim.engine.planchecks import check_schedule, check_target, check_time
+from fedsim.engine.servermemory import server_memory
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.population.attackers import attackers, poisoned
@@ -165,6 +166,7 @@ class Plan:
             *treatment_lines(config, self.layout),
             *([("clients keep", self._states_text())] if self.n_state_values else []),
             ("room", self._room_text()),
+            ("rank zero's memory", server_memory(self, updates_a_version(config, self.concurrency)).text()),
             ("a worker's memory", self._memory_text()),
             ("stops at", ", ".join(_stops(config))),
         ]

@@ -38,7 +38,7 @@ from fedsim.engine.server import Server
 from fedsim.engine.settling import Settling
 from fedsim.engine.summing import Summing
 from fedsim.engine.tail import Tail
-from fedsim.engine.unpacking import Unpacking, lengths_of
+from fedsim.engine.unpacking import Unpacking, lengths_of, streams
 from fedsim.engine.versions import VersionStore, received
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.watchdog import Watch
@@ -375,7 +375,7 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
 
     n_shared = made.n_version_values if made.config.compression.versions == "float32" else 0  # others are unpacked
     nodes = open_nodes(caller.world.comm, n_shared, made.bounds.worker_versions)
-    channels = Channels.open(caller.world.comm)
+    channels = Channels.open(caller.world.comm, made.config.memory.piece_bytes // 4)
     lengths = lengths_of(made)
     if caller.world.rank == 0:
         transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger)
@@ -577,6 +577,7 @@ def _server(
         stop_requested=caller.stop_requested,
         watchers=(vitals, watch.seen, *caller.watchers),
         keeper=keeper if recorded is None else None,
+        streams=streams(made),
         unpacking=None if made.codec is None else Unpacking(made.codec, made.rule.payload == "model"),
         lane=None if replays else lane_of(made, versions, clock),
     )

@@ -25,6 +25,7 @@ from fedsim.engine.lane import Lane
 from fedsim.engine.making import Left, Merged
 from fedsim.engine.passing import SupplyWithLane
 from fedsim.engine.roles import EventSource, Interrupted, Keeper, LiveSchedule, Pulse, Watcher
+from fedsim.engine.streaming import Begun, Streaming
 from fedsim.engine.summing import Summing
 from fedsim.engine.tail import Tail
 from fedsim.engine.taskrows import applied_row, ended_row
@@ -64,6 +65,7 @@ class Server:
         keeper: Keeper | None = None,
         unpacking: Unpacking | None = None,
         lane: Lane | None = None,
+        streams: bool = False,
     ) -> None:
         self._stop = config.stop
         self._on_wall = config.clock == "wall"
@@ -87,6 +89,7 @@ class Server:
         self._left: Left | None = None
         self._keeper = keeper
         self._unpacking = unpacking
+        self._streams = streams  # large updates are applied while they come in
         self._needs_base = rule.needs_base or (unpacking is not None and unpacking.needs_base)
         self._lane = lane
         self._open_at = 0
@@ -390,8 +393,8 @@ class Server:
             elif is_patient and not self._supply.is_here(task.task):
                 return
             else:
-                self._supply.bring(task.task, self._while_waiting)
-                self._take(task, is_last=completes and len(owed) == 1)
+                begun = self._supply.bring(task.task, self._while_waiting, self._streams)
+                self._take(task, begun, is_last=completes and len(owed) == 1)
             owed.popleft()
         if completes and total_P is not None:
             assert self._summing is not None
@@ -410,7 +413,7 @@ class Server:
             self._while_waiting,
         )
 
-    def _take(self, task: Task, *, is_last: bool) -> None:
+    def _take(self, task: Task, begun: Begun | None, *, is_last: bool) -> None:
         if self._supply.has_failed(task.task):
             self._supply.discard(task.task)
             self._n_reached -= 1
@@ -419,16 +422,19 @@ class Server:
                 self._n_reached += 1
                 n_before = max((i + 1 for i, owed in enumerate(self._owed) if owed[1] is Outcome.APPLIED), default=0)
                 self._owed.insert(n_before, (self._spare.popleft(), Outcome.APPLIED))
-        else:
-            self._consume(task, is_last=is_last)
-
-    def _consume(self, task: Task, *, is_last: bool) -> None:
-        """Hands an update to the rule and records it; the last one of a version completes that."""
+            return
         base_P = self._versions.get(task.base_version) if self._needs_base else None  # may go with the update
-        update, item = self._supply.take(task.task)
         arrival_s = task.arrival_s if task.arrival_s == task.arrival_s else self.pulse.virtual_s
         arrival = Arrival(self.pulse.version - task.base_version, task, self.pulse.version, arrival_s, base_P)
-        self._apply(update, arrival, (item.submitted_s, item.arrived_s), is_last=is_last)
+        if begun is None:
+            update, item = self._supply.take(task.task)
+            self._apply(update, arrival, (item.submitted_s, item.arrived_s), is_last=is_last)
+            return
+        self._is_torn = True  # a half-applied update cannot be kept
+        times_s = (begun.item.submitted_s, self._clock())
+        self._apply(Streaming(self._supply, begun).update(), arrival, times_s, is_last=is_last)
+        self._supply.take(task.task)  # once it is here whole
+        self._is_torn = False
 
     def _apply(self, update: Update, arrival: Arrival, times_s: tuple[float, float], *, is_last: bool) -> None:
         staleness, task, met_version, arrival_s, base_P = arrival

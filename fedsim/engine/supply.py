@@ -44,6 +44,7 @@ from fedsim.engine.adding import Adding
 from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State, in_turn
 from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
+from fedsim.engine.streaming import Begun, begun_of
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import LostError, SilentError, StateLostError
 from fedsim.schedule.placement import ANY_WORKER, among
@@ -52,8 +53,6 @@ from fedsim.types import Float32, Int64, Task, Update
 _LONGEST_SLEEP_S = 1e-3  # while some worker may be waiting for us
 _LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
 _SERVICE_EVERY = 8  # events without waiting, after which messages are looked at all the same
-
-
 _NO_ROW: Float32 = np.empty(0, np.float32)
 
 
@@ -115,19 +114,22 @@ class Supply:
                 self._versions.retain(task.base_version)
                 self._enqueue(item)
 
-    def bring(self, number: int, while_waiting: Callable[[], None]) -> None:
+    def bring(self, number: int, while_waiting: Callable[[], None], in_pieces: bool = False) -> Begun | None:
         """Returns when the update of a submitted task is here; calls `while_waiting` when nothing else is to be done.
 
-        In the order of events only: what is brought must be taken before anything else is.
+        In the order of events only: what is brought must be taken before anything else. `in_pieces`: or it has begun.
         """
         item = self._items[number]
         if item.state < State.HERE:
             self.pump(item)
         while item.state < State.HERE:
+            if in_pieces and (begun := begun_of(item, self._transport)):
+                return begun
             if self.listen():
                 self.pump(item)  # only messages change what can be posted or fetched
             else:
                 while_waiting()
+        return None
 
     def is_here(self, number: int) -> bool:
         """Whether the update of a submitted task can be taken at once, or is known never to come."""
@@ -152,7 +154,7 @@ class Supply:
         """The update of a submitted task, which leaves the supply; waits for it if it is not here yet."""
         item = self._items[number]
         if item.state is not State.HERE:
-            self.bring(number, lambda: None)
+            self.bring(number, self.check_living)
         if self._bounds.sums:
             assert item.report is not None
             self._forget(item)

@@ -28,6 +28,11 @@ class Unpacking:
         return vector_P
 
 
+def streams(made: Plan) -> bool:
+    """Whether updates are applied while they come in: large ones, by rules that can, and as they are."""
+    return made.rule.streams and made.codec is None and 4 * made.layout.n_parameters > made.config.memory.piece_bytes
+
+
 def lengths_of(made: Plan) -> Lengths:
     """How long what travels in a run is, and of what type."""
     halves = made.config.compression.versions != "float32"

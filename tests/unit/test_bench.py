@@ -42,6 +42,7 @@ OPTIONS = {
     "node": ["--json", "--repeat", "--megabytes", "--ranks"],
     "apply": ["--json", "--repeat", "--sizes"],
     "engine": [*SHARED, "--workers", "--cases"],
+    "large": [*SHARED, "--parameters"],
     "chaos": ["--workers", "--jobs", "--seed", "--json", "--keep"],
     "training": ["--model", "--paths", "--group-size", "--ranks", "--repeat", "--json"],
     "groups": ["--models", "--paths", "--optimizers", "--repeat", "--json"],

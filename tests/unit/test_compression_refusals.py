@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fedsim import configfile
+from fedsim.bench.large import config_of
 from fedsim.engine.plan import Plan, plan
+from fedsim.engine.servermemory import server_memory
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import ConfigError
 
@@ -68,3 +70,17 @@ def test_a_version_beyond_float16_ends_the_run_with_a_line() -> None:
         ConfigError, match=r"versions: version 3: 70000 is beyond float16, which ends at 65,504; allowed"
     ):
         store.add(3, np.array([1.0, 7e4], np.float32))
+
+
+def test_what_rank_zero_takes_is_stated() -> None:
+    config = config_of("fedasync", 10_000, 20)
+    made = plan(configfile.from_mapping({"name": "large", **config}), Path())
+    n = made.layout.n_parameters
+    assert n == pytest.approx(10_000, rel=0.02)
+    # The model as built and as a vector; weights and accumulator in float64; an update; two versions and a new one.
+    stated = server_memory(made, 1)
+    assert stated.total(n_workers=0) == 8 * n + 16 * n + 4 * n + 3 * 4 * n
+    assert stated.total(n_workers=3) - stated.total(n_workers=0) == 3 * 4 * n
+    coded = planned(compression={"updates": {"kind": "float16"}, "versions": "float16"})
+    assert (coded.update_bytes, coded.version_bytes) == (60, 60)
+    assert server_memory(coded, 4).updates == coded.bounds.server_rows * coded.group_size * 60 + 120

@@ -432,12 +432,9 @@ def test_all_commands_see_the_attempts_as_one_run(whole: Path, killed: Path) -> 
     watched = [re.sub(r" \(.*?/s\)", "", says("watch", folder).stdout).splitlines() for folder in (killed, whole)]
     assert [lines[-1] for lines in watched] == ["status: done"] * 2
     assert last in watched[0][-2] and watched[0][-2].split(": ", 1)[1] == watched[1][-2].split(": ", 1)[1]
-    compared = says("compare", killed, whole)
-    assert compared.exit_code == 0
-    for name in ("versions", "updates", "virtual"):
-        [line] = [line for line in compared.stdout.splitlines() if line.strip().startswith(name)][:1]
-        *_, one, other = line.split()
-        assert one == other
+    [compared] = json.loads(says("compare", killed, whole, "--json").stdout)
+    for name in ("versions", "updates", "virtual_s", "loss", "accuracy"):
+        assert (compared["values"][name]["n_runs"], compared["values"][name]["deviation"]) == (2, 0.0)
 
 
 def test_without_locks_a_run_is_alive_while_its_record_is_fresh(

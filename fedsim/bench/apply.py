@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from fedsim.bench.figures import Figure, Report, Target, paired_ratios
 from fedsim.bench.launch import Launcher
+from fedsim.comm.pieces import Receiving, spans
 from fedsim.types import Float32, TaskReport, Update
 
 TIMES = Target(most=2.0)
@@ -73,20 +75,21 @@ def _timed(act: Callable[[], object]) -> float:
     return (time.perf_counter() - start_s) / n
 
 
-def _applier(rule_name: str, n_parameters: int) -> Callable[[Float32], object]:
-    """What rank zero does with a received vector, in a state that lives on."""
+def _applier(rule_name: str, n_parameters: int) -> Callable[[Float32, Callable[[int], None] | None], object]:
+    """What rank zero does with a received vector, or one that is coming in, in a state that lives on."""
     from pydantic import TypeAdapter
 
     from fedsim.aggregation import Arrival, build
     from fedsim.config import AggregationConfig
 
     rule = build(TypeAdapter(AggregationConfig).validate_python(RULES[rule_name]))
+    rule.hasten()
     state = rule.init(np.zeros(n_parameters, np.float32))
     report, arrival = TaskReport(0, 1, 1, 1, 0.0, 0.0, 0.0, 0.0), Arrival(3)
     if rule_name == "fedbuff":
         rule.accumulate(state, Update(report, np.zeros(n_parameters, np.float32)), arrival)
-        return lambda vector_P: rule.accumulate(state, Update(report, vector_P), arrival)
-    return lambda vector_P: rule.complete(state, Update(report, vector_P), arrival)
+        return lambda vector_P, ready: rule.accumulate(state, Update(report, vector_P, ready), arrival)
+    return lambda vector_P, ready: rule.complete(state, Update(report, vector_P, ready), arrival)
 
 
 def _copier(n_bytes: int) -> Callable[[], object]:
@@ -105,19 +108,31 @@ def _serve(comm: Any, n_parameters: int, rule_name: str) -> dict[str, float | in
         comm.Send(np.full(1, n, np.int64), dest=1)
         start_s = time.perf_counter()
         for _ in range(n):
-            comm.Recv(vector_P, source=1)
-            apply(vector_P)
+            _receive(comm, vector_P, apply)
         return (time.perf_counter() - start_s) / n
 
     receive(1)
     spent = receive(max(3, math.ceil(LEAST_S / receive(2))))
     comm.Send(np.zeros(1, np.int64), dest=1)
     small, little_P = _applier(rule_name, 8), np.ones(8, np.float32)
-    overhead = _timed(lambda: small(little_P))
+    overhead = _timed(lambda: small(little_P, None))
     copy = _copier(TOUCHED[rule_name] * n_parameters)
     copy()
     touch = _timed(copy)
     return {"parameters": n_parameters, "rule": rule_name, "apply_s": spent, "touch_s": touch, "overhead_s": overhead}
+
+
+def _receive(comm: Any, vector_P: Float32, apply: Callable[[Float32, Callable[[int], None] | None], object]) -> None:
+    """As the engine does: in pieces, applied while they come in where there is more than one."""
+    receiving = Receiving(vector_P, partial(comm.Irecv, source=1))
+
+    def ready(n: int) -> None:
+        while receiving.n_here < n:
+            receiving.advance()
+
+    if not receiving.is_in_pieces:
+        ready(vector_P.size)
+    apply(vector_P, ready if receiving.is_in_pieces else None)
 
 
 def _send(comm: Any, n_parameters: int) -> None:
@@ -128,7 +143,9 @@ def _send(comm: Any, n_parameters: int) -> None:
         if not wanted[0]:
             return
         for _ in range(int(wanted[0])):
-            comm.Send(vector_P, dest=0)
+            requests = [comm.Isend(vector_P[start:stop], dest=0) for start, stop in spans(n_parameters)]
+            for request in requests:
+                request.Wait()
 
 
 def main() -> None:

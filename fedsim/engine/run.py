@@ -564,6 +564,8 @@ def _server(
         versions,
         supply.release_version,
     )
+    if streams(made):
+        made.rule.hasten()
     server = Server(
         config=config,
         schedule=schedule,

@@ -18,7 +18,7 @@ from fedsim.engine.streaming import Begun, Streaming
 from fedsim.errors import LostError
 from fedsim.types import Float32, TaskReport, Update
 
-N = 100_000
+N = 600_000
 REPORT = TaskReport(4, 1, 7, 1, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -35,7 +35,7 @@ class Wire:
         if self._dies_at is not None and self.n_here >= self._dies_at:
             self.item.state = State.READY
         else:
-            stop = min(self.n_here + 7001, N)
+            stop = min(self.n_here + 70_001, N)
             self.row_P[self.n_here : stop], self.n_here = self.vector_P[self.n_here : stop], stop
         return False
 
@@ -53,15 +53,19 @@ class Wire:
 
 
 @pytest.mark.parametrize("rule_name", ["fedbuff", "fedasync"])
-@pytest.mark.parametrize("dies_at", [None, 0, 30_000, 99_000])
-def test_the_bits_of_an_update_that_is_here(rule_name: str, dies_at: int | None) -> None:
+@pytest.mark.parametrize("dies_at", [None, 0, 300_000, 590_000])
+@pytest.mark.parametrize("is_hastened", [False, True])
+def test_the_bits_of_an_update_that_is_here(rule_name: str, dies_at: int | None, is_hastened: bool) -> None:
     draws = np.random.default_rng(1)
     base_P, first_P, second_P = (draws.standard_normal(N, dtype=np.float32) for _ in range(3))
     config: Any = FedBuffRule(rule="fedbuff") if rule_name == "fedbuff" else FedAsyncRule(rule="fedasync")
     rule = aggregation.build(config)
+    hastened = aggregation.build(config)
     assert rule.streams
+    if is_hastened:
+        hastened.hasten()
 
-    def versions(update: Callable[[Float32], Update]) -> Iterator[Float32]:
+    def versions(rule: Any, update: Callable[[Float32], Update]) -> Iterator[Float32]:
         state = rule.init(base_P)
         for _ in range(2):
             state, _ = rule.accumulate(state, update(first_P), Arrival(2))
@@ -71,12 +75,13 @@ def test_the_bits_of_an_update_that_is_here(rule_name: str, dies_at: int | None)
     def streamed(vector_P: Float32) -> Update:
         return Wire(vector_P, dies_at).update()
 
-    for whole_P, streamed_P in zip(versions(lambda v: Update(REPORT, v)), versions(streamed), strict=True):
+    whole = versions(rule, lambda vector_P: Update(REPORT, vector_P))
+    for whole_P, streamed_P in zip(whole, versions(hastened, streamed), strict=True):
         assert np.array_equal(whole_P, streamed_P)
 
 
 def test_nobody_waits_for_an_update_that_nobody_can_train() -> None:
-    update = Wire(np.ones(N, np.float32), dies_at=10_000, is_last=True).update()
+    update = Wire(np.ones(N, np.float32), dies_at=100_000, is_last=True).update()
     assert update.ready is not None
     update.ready(7000)
     with pytest.raises(LostError):

@@ -24,7 +24,7 @@ import numpy as np
 from fedsim import yamltree
 from fedsim.bench.figures import Figure, Report, Target
 from fedsim.bench.launch import Launcher, environment
-from fedsim.errors import FedsimError, LaunchError
+from fedsim.errors import EXIT_LOST, FedsimError, LaunchError
 from fedsim.record.reader import Run, open_run
 from fedsim.seeding import Purpose, generator
 
@@ -130,6 +130,8 @@ class Chaos:
         going = self.start(run, kind, N_RANKS)
         tally.n_kills += going.struck(moments, strike)
         self._ended(tally, going)
+        if kind == "states" and going.process.returncode == EXIT_LOST:  # killed while the others began again
+            self._ended(tally, self.start(run, kind, N_RANKS))
         self.check(tally, run, kind)
 
     def kill_jobs(self, tally: Tally, run: Path, kind: str, moments: Sequence[tuple[int, float]]) -> None:

@@ -14,11 +14,10 @@ from fedsim.training.plan import learning_rate, plan_steps
 from fedsim.types import Int64, Shard, Task
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """A file's tests stay together where several processes share the work, and so do those that share a Slurm."""
-    for item in items:
-        folder, file = item.path.parent.name, item.path.stem
-        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else f"{folder}/{file}"))
+    folder, file = item.path.parent.name, item.path.stem
+    item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else f"{folder}/{file}"))
 
 
 class GivenPopulation(Population):

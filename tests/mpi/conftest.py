@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 240
+TIMEOUT_S = 500
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,10 +14,16 @@ from fedsim.training.plan import learning_rate, plan_steps
 from fedsim.types import Int64, Shard, Task
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """A file's tests stay together where several processes share the work, and so do those that share a Slurm."""
-    folder, file = item.path.parent.name, item.path.stem
-    item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else f"{folder}/{file}"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the work, a file's tests stay together, and so do those that share a Slurm."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/slurm" if nodeid.startswith("tests/slurm/") else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 class GivenPopulation(Population):

@@ -163,7 +163,8 @@ def test_a_scaling_study_runs_on_one_node_and_on_two(cluster: Any, tmp_path: Pat
     out, log = tmp_path / "scale", tmp_path / "log"
     batch = f"--parsable --ntasks-per-node=3 -o {log} slurm/scale.sbatch configs/quickstart.yaml".split()
     study = f"--workers 2 --repeat 1 --set stop.versions=15 --out {out}".split()
-    job = cluster.call("sbatch", *batch, *study).strip()
+    here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # the file calls the python that is found
+    job = cluster.call("sbatch", *batch, *study, env=here).strip()
     assert cluster.ended(job, 240) == "COMPLETED", log.read_text()
     runs = json.loads((out / "scale.json").read_text())["runs"]
     assert [(run["workers"], run["nodes"]) for run in runs] == [(1, 1), (2, 1), (2, 2)]

@@ -404,8 +404,10 @@ def test_a_disk_that_turns_read_only_ends_the_run_and_leaves_its_last_checkpoint
     turn = "import subprocess; [subprocess.run(['mount', *words, '{0}'], check=True) for words in (['--bind', '{0}'], "
     code = HOOKED.format(when_written=turn.format(folder) + "['-o', 'remount,bind,ro'])]")
     words = ["run", str(config_path), "--out", str(folder), "--quiet", "--set", "checkpoint.every_versions=3"]
+    slow = {**os.environ, "FEDSIM_INJECT": "sleep:0.05"}  # or it ends before its second checkpoint is written
     try:
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+        run = [sys.executable, "-c", code, *words]
+        done = subprocess.run(run, env=slow, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert "cannot write the checkpoint: Read-only file system" in done.stderr
         refusal = says("resume", folder, "--quiet")

@@ -64,7 +64,7 @@ def test_more_dirichlet_clients_than_samples_are_refused(tmp_path: Path) -> None
 
 def test_the_tables_name_every_choice() -> None:
     assert set(population.dataset_names()) == {
-        *("heart", "tcga-brca", "digits", "synthetic-images", "synthetic-leaf", "idx", "npz", "hdf5", "csv")
+        *("heart", "tcga-brca", "digits", "synthetic-images", "synthetic-leaf", "idx", "npz", "hdf5", "csv", "user")
     }
     assert set(population.partition_names()) == {"natural", "pooled", "iid", "dirichlet", "shards", "quantity"}
     for line in (*population.dataset_names().values(), *population.partition_names().values()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from fedsim.config import LabelFlip, RunConfig
 from fedsim.errors import ConfigError
 from fedsim.population.laid import Laid
 from fedsim.population.population import Population
+from fedsim.population.wrapped import Wrapped
 from fedsim.seeding import Purpose, bits
 from fedsim.types import Int64, Shard
 
@@ -53,7 +53,7 @@ def poisoned(people: Population, config: RunConfig, attacking: Int64 | None) -> 
     return Poisoned(people, attacking)
 
 
-class Poisoned(Population):
+class Poisoned(Wrapped):
     """The clients of another population; attackers train on class classes - 1 - c in place of c, tests are clean.
 
     Reference: Fang, Cao, Jia and Gong, "Local model poisoning attacks to Byzantine-robust federated learning", USENIX
@@ -61,15 +61,8 @@ class Poisoned(Population):
     """
 
     def __init__(self, inner: Population, attacking: Int64) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._attacking = frozenset(attacking.tolist())
-        self.n_clients = inner.n_clients
-        self.sample_shape = inner.sample_shape
-        self.n_classes = inner.n_classes
-        self.targets = inner.targets
-
-    def n_samples(self, clients: Int64) -> Int64:
-        return self._inner.n_samples(clients)
 
     def shard(self, client: int) -> Shard:
         shard = self._inner.shard(client)
@@ -80,31 +73,3 @@ class Poisoned(Population):
         if laid is None or client not in self._attacking:
             return laid
         return replace(laid, y=self.n_classes - 1 - laid.y)
-
-    def laid_test(self, client: int) -> Laid | None:
-        return self._inner.laid_test(client)
-
-    def laid_central(self) -> Laid | None:
-        return self._inner.laid_central()
-
-    @property
-    def has_central_test(self) -> bool:
-        return self._inner.has_central_test
-
-    def data_sha256(self) -> str:
-        return self._inner.data_sha256()
-
-    def client_name(self, client: int) -> str:
-        return self._inner.client_name(client)
-
-    def client_named(self, name: str) -> int:
-        return self._inner.client_named(name)
-
-    def test_clients(self) -> Sequence[int]:
-        return self._inner.test_clients()
-
-    def test_shard(self, client: int) -> Shard:
-        return self._inner.test_shard(client)
-
-    def central_test(self) -> Shard | None:
-        return self._inner.central_test()

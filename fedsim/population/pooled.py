@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fedsim.population.laid import Laid
-from fedsim.population.population import Population
+from fedsim.population.wrapped import Wrapped
 from fedsim.types import Int64, Shard
 
 
-class Pooled(Population):
+class Pooled(Wrapped):
     """The clients of another population; client 0 has all training samples, and the test sets stay where they are."""
-
-    def __init__(self, inner: Population) -> None:
-        self._inner = inner
-        self.n_clients = inner.n_clients
-        self.sample_shape = inner.sample_shape
-        self.n_classes = inner.n_classes
-        self.targets = inner.targets
 
     def n_samples(self, clients: Int64) -> Int64:
         total = int(self._inner.n_samples(np.arange(self.n_clients, dtype=np.int64)).sum())
@@ -33,10 +24,6 @@ class Pooled(Population):
             return Shard(empty.x[:0], empty.y[:0])
         return Shard(np.concatenate([shard.x for shard in shards]), np.concatenate([shard.y for shard in shards]))
 
-    @property
-    def has_central_test(self) -> bool:
-        return self._inner.has_central_test
-
     def laid(self, client: int) -> Laid | None:
         parts = [self._inner.laid(other) for other in range(self.n_clients)] if self._checked(client) == 0 else []
         laid = [part for part in parts if part is not None]
@@ -44,27 +31,3 @@ class Pooled(Population):
             return None
         rows, labels = [part.rows_N for part in laid], [part.y for part in laid]
         return Laid(laid[0].inputs, np.concatenate(rows), np.concatenate(labels))
-
-    def laid_test(self, client: int) -> Laid | None:
-        return self._inner.laid_test(client)
-
-    def laid_central(self) -> Laid | None:
-        return self._inner.laid_central()
-
-    def data_sha256(self) -> str:
-        return self._inner.data_sha256()
-
-    def client_name(self, client: int) -> str:
-        return self._inner.client_name(client)
-
-    def client_named(self, name: str) -> int:
-        return self._inner.client_named(name)
-
-    def test_clients(self) -> Sequence[int]:
-        return self._inner.test_clients()
-
-    def test_shard(self, client: int) -> Shard:
-        return self._inner.test_shard(client)
-
-    def central_test(self) -> Shard | None:
-        return self._inner.central_test()

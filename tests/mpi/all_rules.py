@@ -1,8 +1,8 @@
-"""Runs every rule in one set of ranks: `python all_rules.py FOLDER UPDATES [--replay]`.
+"""Runs every rule and selection in one set of ranks: `python all_rules.py FOLDER UPDATES [--replay]`.
 
 These are the configurations of configs/async-zoo, some of configs/robust (with attackers), the rules of rounds
-(`ROUNDS`), and models of the clients' own (`PERSONAL`). Starting ranks takes longer than such a run. On several ranks
-it is started by mpirun; prints a line of JSON a run.
+(`ROUNDS`), models of the clients' own (`PERSONAL`), and what else chooses clients (`SELECTIONS`). Starting ranks takes
+longer than such a run. On several ranks it is started by mpirun; prints a line of JSON a run.
 """
 
 from __future__ import annotations
@@ -88,11 +88,33 @@ PERSONAL: dict[str, dict[str, Any]] = {
 }
 """Models of the clients' own, and what clients keep besides; the rule is FedAvg where none is said."""
 
+_AWAY = {"devices": _ROUND["devices"] | {"availability": {"kind": "periodic", "period_s": 7.0, "on_fraction": 0.6}}}
+_OORT = {"kind": "oort", "explore": 0.5, "window": 2}  # a window that ends within the run: the pacer has its say
+
+
+def _choosing(selection: Any, **policy: Any) -> dict[str, Any]:
+    """Sections with that selection: in rounds of three or four, or under the policy whose settings are given."""
+    return {"schedule": (policy or _ROUND["schedule"]) | {"selection": selection}}
+
+
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "size": _choosing("size"),
+    "availability": {**_AWAY, **_choosing("availability", policy="async", concurrency=4)},
+    "pisces": _choosing({"kind": "pisces"}),
+    "oort": _choosing(_OORT),
+    "oort-away": {**_AWAY, **_choosing(_OORT)},
+    "oort-buffered": _choosing(_OORT, policy="buffered", concurrency=5, buffer=3),
+    "power-of-choice": _choosing({"kind": "power-of-choice", "candidates": 6}),
+    "power-of-choice-async": _choosing({"kind": "power-of-choice", "candidates": 3}, policy="async", concurrency=4),
+}
+"""Who is chosen where it is neither everybody alike nor one of the others' selections; the rule is FedAvg."""
+
 
 def facts_of(run: fedsim.Run) -> dict[str, object]:
     """What has to be the same on any number of ranks."""
-    summary = run.summary()
-    return {key: summary[key] for key in SAME}
+    summary, chosen = run.summary(), run.config_values["schedule"].get("selection", "uniform")
+    kind = chosen["kind"] if isinstance(chosen, dict) else chosen
+    return {"selection": kind, **{key: summary[key] for key in SAME}}
 
 
 def runs(folder: Path, n_updates: int, world: Any) -> Iterator[tuple[str, fedsim.Run | None]]:
@@ -106,6 +128,7 @@ def runs(folder: Path, n_updates: int, world: Any) -> Iterator[tuple[str, fedsim
         yield f"robust-{name}", fedsim.run(path, folder / f"robust-{name}", overrides=overrides, world=world)
     named = [(f"rounds-{rule}", rule, sections) for rule, sections in ROUNDS.items()]
     named += [(f"personal-{what}", "fedavg", sections) for what, sections in PERSONAL.items()]
+    named += [(f"selection-{what}", "fedavg", sections) for what, sections in SELECTIONS.items()]
     for name, rule, sections in named:
         config = {**_ROUND, **sections, "name": name, "stop": {"updates": n_updates}}
         config["aggregation"] = {"rule": rule, **sections.get("aggregation", {})}

@@ -1,4 +1,7 @@
-"""Every rule with its policy, selection and client states: the same bits on 1, 2 and 4 ranks, and after a replay."""
+"""Every rule with its policy, every selection, client states: the same bits on 1, 2 and 4 ranks, and after a replay.
+
+One rank trains inline, without a message; all runs on one number of ranks share a start of them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, get_args
 import pytest
 
 from fedsim import config
+from fedsim.schedule.selection import SelectionKind
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).with_name("all_rules.py"))
@@ -19,12 +23,20 @@ ROUNDS = (
     *("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fednova", "q-fedavg", "scaffold", "feddyn", "cyclic"),
     *("median", "trimmed-mean", "norm-bound", "krum", "multi-krum"),
 )
+CHOSEN = set(get_args(SelectionKind)) | {
+    get_args(each.model_fields["kind"].annotation)[0] for each in get_args(get_args(config.SelectionConfig)[0])
+}
 PERSONAL = ("ditto", "ditto-late", "fine-tune", "local", "fedbn", "buffers")
+SELECTIONS = (
+    *("size", "availability", "pisces", "oort", "oort-away", "oort-buffered"),
+    *("power-of-choice", "power-of-choice-async"),
+)
 NAMES = sorted(
     [path.stem for path in (ROOT / "configs" / "async-zoo").glob("*.yaml")]
     + [f"robust-{name}" for name in ("buffered-mean", "buffered-median", "k-async-multi-krum", "k-async-trimmed-mean")]
     + [f"rounds-{rule}" for rule in ROUNDS]
     + [f"personal-{what}" for what in PERSONAL]
+    + [f"selection-{what}" for what in SELECTIONS]
 )
 N_UPDATES = "45"
 
@@ -51,6 +63,11 @@ def test_all_configurations_ran(ran: Mapping[int, Facts]) -> None:
 def test_no_rule_is_forgotten(ran: Mapping[int, Facts]) -> None:
     """A new rule has a configuration in configs/async-zoo, or an entry in `all_rules.ROUNDS`."""
     assert {facts["rule"] for facts in ran[1].values()} == set(RULES) - {"user"}  # tests/mpi/test_own_code.py
+
+
+def test_no_selection_is_forgotten(ran: Mapping[int, Facts]) -> None:
+    """A new selection has a configuration in configs/async-zoo, or an entry in `all_rules.SELECTIONS`."""
+    assert {facts["selection"] for facts in ran[1].values()} == CHOSEN - {"user"}  # tests/mpi/test_own_code.py
 
 
 @pytest.mark.parametrize("n", [2, 4])

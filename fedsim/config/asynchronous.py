@@ -48,14 +48,14 @@ class PortRule(RuleSection):
 
 
 class KaflRule(RuleSection):
-    """Weights by samples, deviation from the server's model and contribution frequency (after Wu and Wang 2022)."""
+    """Models by samples, deviation from the server's and contribution frequency (after Wu and Wang 2022)."""
 
     policies = _ANY_BUFFER
     refusal = _BUFFER_REFUSAL
 
     rule: Literal["kafl"]
     server_learning_rate: Positive = 1.0
-    beta: NonNegative = 1.0
+    beta: NonNegative = 0.5
     max_staleness: CountOrZero | None = None
 
 

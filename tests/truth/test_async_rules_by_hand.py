@@ -191,12 +191,34 @@ def test_wkafl_clips_to_the_estimate_in_its_second_stage() -> None:
 
 
 def test_kafl_weighs_by_deviation_and_frequency() -> None:
-    case = Case([0.0, 0.0], rule="kafl", beta=math.log(2.0))
-    # deviations 2 and 2: their mean so far is 2 both times: e^-(beta) = .5; the second of client 0 counts half
-    found = case.take(Came([2, 0], 0, n=4), Came([0, 2], 0, n=4))
-    assert [said.weight for said in case.said] == pytest.approx([2.0, 1.0])
-    assert found == pytest.approx([2 * 2 / 3, 2 / 3])
-    assert case.take(Came([0, 0], 1)) == pytest.approx(found)
+    case = Case([2.0, 0.0], rule="kafl", beta=math.log(2.0))
+    # deviations 8/16 - 1 and 4/8 - 1, both of one update of two: n 2^(-.5 / .5), so by samples
+    assert case.take(Came([4, 0], 0, n=3), Came([2, 2], 1, n=1)) == pytest.approx([3.5, 0.5])
+    assert [said.scalars for said in case.said] == [(-0.5,), (-0.5,)]
+    assert [said.weight for said in case.said] == [3.0, 1.0]
+    # client 0 has come twice, client 2 once: each has the other's share, 1/3 and 2/3. Deviations 1/2 - 1, 1/3 - 1:
+    # 2^(-.5 * 3) and 2^(-2/3 * 3/2), which is sqrt(2) times as much
+    part = math.sqrt(2.0) / (1.0 + math.sqrt(2.0))
+    found = case.take(Came([7, 1], 0), Came([10.5, 1.5], 2, tau=1))
+    assert found == pytest.approx([7 + 3.5 * part, 1 + 0.5 * part])
+
+
+def test_kafl_mirrors_the_order_of_counts() -> None:
+    case = Case([1.0], rule="kafl", beta=math.log(2.0))
+    for client, times in ((1, 2), (2, 2), (3, 4)):  # with the next one each: 1, 3, 3 and 5
+        for _ in range(times):
+            case.take(Came([1.0], client))
+    # 1 mirrors 5, 5 mirrors 1, and both of 3 the one that is third from below, 3: shares of 12. Deviations 1/2 - 1
+    case.take(*[Came([2.0], client) for client in range(3)], Came([4 / 3], 3))  # that of the last 3/4 - 1
+    p = [2 ** (-0.5 * 12 / 5), 2 ** (-0.5 * 12 / 3), 2 ** (-0.5 * 12 / 3), 2 ** (-0.25 * 12 / 1)]
+    assert case.state.weights_P.tolist() == pytest.approx([2 - 2 / 3 * p[3] / sum(p)], rel=1e-6)
+
+
+def test_kafl_mixes_by_eta_and_takes_models_of_zeros_or_far_away() -> None:
+    case = Case([8.0], rule="kafl", server_learning_rate=0.25)
+    assert case.take(Came([0.0], 0)) == [6.0]
+    # deviations of 6e6 and 12e6: both exponentials vanish beside each other's, one is left
+    assert case.take(Came([1e-6], 0), Came([5e-7], 0)) == pytest.approx([4.5])
 
 
 def test_async_fed_ed_steps_by_distance_and_asks_for_steps() -> None:

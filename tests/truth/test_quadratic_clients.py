@@ -93,6 +93,7 @@ OPT = {"server_learning_rate": 0.5, "beta1": 0.5, "beta2": 0.75, "tau": 1.0}
 SECOND = 0.9 * 0.1 * 2.5 + 0.1 * 2.3125  # FADAS: m of the second version; its mean change from .5 is (.875 + 3.75)/2
 FADAS = [0.5, 0.5 + 0.5 * (SECOND / 0.19) / math.sqrt((0.99 * 0.01 * 6.25 + 0.01 * 2.3125**2) / 0.0199)]
 Q = 4 ** (1 / 3)  # q-FedAvg: F_0 D_0 + F_1 D_1 = (4 - w)^3/8 + (8 - w)^3/2 = 0
+KAFL = [n * math.exp(-2 * (1 - 1.75 / w)) for n, w in ((3, 2.3125), (1, 4.875))]  # from 1.75, with shares of 1/2
 COMP = 0.5 * math.exp(-0.5)  # FedComp: c e^-c for client 1, whose turn comes at t/N - u = .5
 
 CASES = [
@@ -105,8 +106,7 @@ CASES = [
     Case("wkafl", "rounds", [2.5 / 1.1, (2.5 + 0.25 + 2.5 - 0.375 * 2.5 / 1.1) / 1.1], None),
     Case("port", "rounds", FEDAVG, BY_SAMPLES),  # fresh: every cosine counts as 1
     Case("kafl", "rounds", FEDAVG, BY_SAMPLES, {"beta": 0.0}),
-    # deviations 1 of a mean of 1, then 4 of a mean of 2.5: weights 3/2 and 2^-1.6
-    Case("kafl", "rounds", [(1.5 + 4 * 2**-1.6) / (1.5 + 2**-1.6)], None, {"beta": math.log(2)}),
+    Case("kafl", "rounds", [1.75, (2.3125 * KAFL[0] + 4.875 * KAFL[1]) / sum(KAFL)], None, {"beta": 1.0}),
     Case("pisces", "rounds", FEDAVG, BY_SAMPLES),
     Case("async-fed-ed", "turns", [0.5, 2.375], rest(0.125, 0.25), {"rate": 0.5}),  # fresh: the step is rate/eps
     Case("fedfa", "turns", [0.0, 2.5, 3.4375], EQUAL, {"queue": 2}),  # (1 + 4)/2; (4 + 2.875)/2

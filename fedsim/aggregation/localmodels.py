@@ -72,9 +72,10 @@ class AsoFed(BaseRule):
     """w <- w + eta (n_k/n) (w_k - w_k,previous), at each arrival; n the samples of all, w_k,previous = w_0 at first.
 
     Reference: Chen et al., "Asynchronous online federated learning for edge devices with non-IID data", IEEE BigData
-    2020 (arXiv:1911.02134), equation 4. Reconstructed: the authors' code is not public and ports disagree on what the
-    previous copy of a client is; here it is the local model that it sent last, so that for eta = 1 the server's model
-    is always w_0 + sum (n_k/n) (w_k - w_0) over the last local models.
+    2020 (arXiv:1911.02134), equation 4. Reconstructed: neither the paper's text nor its authors' code was at hand, and
+    what the previous copy of a client is stays open. Here it is the local model that it sent last, so that for eta = 1
+    the server's model is always w_0 + sum (n_k/n) (w_k - w_0) over the last local models. The two ports that were found
+    (AFL-Lib, FedOpt) take the version that the client received: w <- w + (n_k/n) D_k.
     Deviations: samples do not grow while a run lasts; the feature attention of the first layer (equations 5 and 6) is
     left out; the client's own part (balanced gradients, decay, step scaled by the delay) is the objective `aso-fed`
     (`fedsim.training.clients.methods.BalancedGradients`). eta is ours.

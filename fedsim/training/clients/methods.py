@@ -219,8 +219,12 @@ class BalancedGradients(BaseMethod):
     update: -D_k / (K r lr) less the slope that was added. The learning rate is multiplied by r = max(1, log(mean of the
     client's delays)), in seconds, over its former tasks.
     Reference: Chen et al., "Asynchronous online federated learning for edge devices with non-IID data", IEEE BigData
-    2020 (arXiv:1911.02134), algorithm 2. Reconstructed: the paper has one gradient a round, its ports take it by step
-    or by round; by task is what keeps g_prev and h constant while a client trains.
+    2020 (arXiv:1911.02134), algorithm 2. Reconstructed: neither the paper's text nor its authors' code was at hand. One
+    port goes by the algorithm's line numbers (AFL-Lib) and agrees with this: one gradient a task, g - g_prev + h with
+    the old h, which is then updated from g_prev, not from g. Two others contradict it and each other: by epoch and with
+    g in h (FedOpt), by step and with the new h (a Keras optimiser). r has base ten and a delay in versions in one of
+    them (FedOpt), and is left out by the others.
+    Not confirmed by any: the defaults mu = 1 and beta = .001 (AFL-Lib has .01 and .5), the natural logarithm, seconds.
     """
 
     has_linear = True

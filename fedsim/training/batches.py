@@ -1,13 +1,13 @@
 """Which samples each local step sees: a function of configuration, seed and task alone.
 
-A pass is one way through a client's samples, cut into batches of which the last may be short. Shape: `N` samples.
+A pass is one way through a client's samples, cut into batches of which the last may be short.
+Shapes: `N` samples, `G` tasks of a group, `g` of them still at work, `R` samples of several passes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -47,47 +47,71 @@ def passes(training: TrainingConfig, seed: int, task: Task, n_samples: int) -> I
         start = 0
 
 
-def group_passes(training: TrainingConfig, seed: int, tasks: Sequence[Task]) -> list[Iterator[Pass]]:
-    """What `passes` gives for each of the tasks; tasks of one length share a call, where that is cheaper."""
-    is_continued = training.order == "continued"
-    alike: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for i, task in enumerate(tasks):
-        start = task.first_step % batches_per_pass(training, task.n_samples) if is_continued else 0
-        alike[task.n_samples, task.n_steps, start].append(i)
-    found: list[Iterator[Pass]] = [iter(())] * len(tasks)
-    for (n, n_steps, start), members in alike.items():
-        stops = _stops(batches_per_pass(training, n), start + n_steps)
-        if n * len(stops) * len(members) > _BLOCK_WORDS:
-            orders = [passes(training, seed, tasks[i], n) for i in members]
-        elif training.order == "sequential":
-            same = [Pass(np.arange(n), 0, stop) for stop in stops]
-            orders = [iter(same) for _ in members]
-        else:
-            drawn = _bulk(training, seed, [tasks[i] for i in members], len(stops))
-            orders = [map(Pass, order_EN, chain((start,), repeat(0)), stops) for order_EN in drawn]
-        for i, order in zip(members, orders, strict=True):
-            found[i] = order
-    return found
+class Numbers(NamedTuple):
+    """What decides which samples the tasks of a group see, and for how long: a number a task, int64 (G,)."""
+
+    tasks_G: Int64
+    clients_G: Int64
+    versions_G: Int64
+    sizes_G: Int64
+    n_steps_G: Int64
+    first_steps_G: Int64
 
 
-def _stops(per_pass: int, n_steps: int) -> list[int]:
-    """Where each pass ends, of a task that takes `n_steps` batches from the start of a pass."""
-    n_passes = -(-n_steps // per_pass)
-    return [per_pass] * (n_passes - 1) + [n_steps - (n_passes - 1) * per_pass]
+def numbers_of(tasks: Sequence[Task]) -> Numbers:
+    """The first fields of the tasks, a column each."""
+    n = len(Numbers._fields)
+    table = np.fromiter(chain.from_iterable([task[:n] for task in tasks]), np.int64, n * len(tasks))
+    return Numbers(*np.ascontiguousarray(table.reshape(-1, n).T))
 
 
-def _bulk(training: TrainingConfig, seed: int, tasks: Sequence[Task], n_passes: int) -> Int64:
-    """The orders of some tasks of one length, of all their passes: int64 (tasks, passes, N)."""
-    n = tasks[0].n_samples
-    clients, numbers, first_steps = np.array([(task.client, task.task, task.first_step) for task in tasks]).T
-    if training.order == "continued":
-        keys = first_steps[:, None] // batches_per_pass(training, n) + np.arange(n_passes)
-        return seeding.permutations(seed, seeding.Purpose.BATCH_ORDER, clients[:, None], keys, n)
-    from fedsim import philox  # takes half a second to load
+class GroupOrders:
+    """What `passes` gives for each task of a group, for blocks of steps that come one after the other.
 
-    words = philox.bits(seed, seeding.Purpose.BATCH_ORDER, clients, numbers, n * n_passes)
-    orders: Int64 = np.argsort(words.reshape(len(tasks), n_passes, n), axis=-1, kind="stable")
-    return orders
+    After `reach`, the order of pass `begin_G` of a task is in `orders_R` from `firsts_G` on, and those of the next ones
+    lie `strides_G` behind one another. Steps are counted from the begin of the task's first pass, in which it starts
+    at `starts_G`. As many passes are drawn at once as have `_BLOCK_WORDS` samples, or else those of a block.
+    """
+
+    def __init__(self, training: TrainingConfig, seed: int, numbers: Numbers) -> None:
+        self._seed, self._numbers, sizes_G = seed, numbers, numbers.sizes_G
+        self._is_continued = training.order == "continued"
+        self._per_pass_G = -(-sizes_G // training.batch_size)
+        none_G = np.zeros_like(sizes_G)
+        self._first_pass_G, self.starts_G = none_G, none_G
+        if self._is_continued:
+            self._first_pass_G, self.starts_G = np.divmod(numbers.first_steps_G, self._per_pass_G)
+        self.begin_G = self._stop_G = none_G
+        self.strides_G = sizes_G
+        if training.order == "sequential":  # one order, which is every pass of every task
+            self.orders_R, self.firsts_G, self.strides_G = np.arange(sizes_G.max()), none_G, none_G
+            self._stop_G = np.full_like(sizes_G, np.iinfo(np.int64).max)
+            return
+        self._n_passes_G = -(-(self.starts_G + numbers.n_steps_G) // self._per_pass_G)
+        if int(sizes_G @ self._n_passes_G) <= _BLOCK_WORDS:
+            self._draw(self.begin_G, self._n_passes_G)
+
+    def reach(self, first: int, n_steps_g: Int64) -> None:
+        """Draws what steps `first` and on of the first slots need, at least one step each, if it is not there."""
+        g = n_steps_g.size
+        steps_g, per_pass_g = self.starts_G[:g] + first, self._per_pass_G[:g]
+        last_g = (steps_g + n_steps_g - 1) // per_pass_g
+        if (last_g < self._stop_G[:g]).all():
+            return
+        begin_g = steps_g // per_pass_g
+        fitting_g = _BLOCK_WORDS // g // self._numbers.sizes_G[:g]
+        self._draw(begin_g, np.clip(fitting_g, last_g + 1 - begin_g, self._n_passes_G[:g] - begin_g))
+
+    def _draw(self, begin_g: Int64, n_passes_g: Int64) -> None:
+        from fedsim import philox  # takes half a second to load
+
+        g, numbers = begin_g.size, self._numbers
+        keys_g = self._first_pass_G[:g] if self._is_continued else numbers.tasks_G[:g]
+        self.orders_R, self.firsts_G = philox.orders(
+            self._seed, seeding.Purpose.BATCH_ORDER, numbers.clients_G[:g], keys_g, numbers.sizes_G[:g], begin_g,
+            n_passes_g, is_one_stream=not self._is_continued,
+        )  # fmt: skip
+        self.begin_G, self._stop_G = begin_g, begin_g + n_passes_g
 
 
 def _orders(order: str, seed: int, task: Task, n: int, numbers: range) -> Iterator[Int64]:

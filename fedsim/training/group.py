@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import gt
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,15 +19,16 @@ from torch import Tensor
 
 from fedsim.config import RunConfig
 from fedsim.training import Payload, objectives
+from fedsim.training.batches import numbers_of
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
 from fedsim.training.groupbatches import Feed, GroupBatches
-from fedsim.training.noise import Keys, keys_of
+from fedsim.training.noise import Keys
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
-from fedsim.types import Float32, Float64, Task, TaskReport
+from fedsim.types import Float32, Float64, Int64, Task, TaskReport
 
 if TYPE_CHECKING:
     from fedsim.population.population import Population
@@ -154,10 +156,11 @@ class GroupTrainer:
     ) -> tuple[Float64, dict[int, tuple[int, float]]]:
         """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
         machine, tasks = self._machine, slots.tasks
-        keys = keys_of(self._config.seed, tasks)
+        numbers, seed, rates_G1 = slots.numbers, self._config.seed, slots.rates_G1
+        keys = Keys(seed, numbers.clients_G, numbers.tasks_G, slots.n_steps)
         machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB), keys, slots.linear_GP)
-        carries_rate, seed = machine.carries_rate, self._config.seed
-        feed = Feed(machine.batches, self._training, seed, tasks, shards, carries_rate=carries_rate)
+        rates_G = rates_G1[:, 0] if machine.carries_rate else np.ones(len(tasks))
+        feed = Feed(machine.batches, self._training, seed, numbers, shards, rates_G)
         losses_G2 = np.full((len(tasks), 2), math.nan)
         bad: dict[int, tuple[int, float]] = {}
         n_slots, step = len(tasks), 0
@@ -170,7 +173,7 @@ class GroupTrainer:
             if n_slots:
                 machine.end_block(n_slots)
             losses_gK = machine.batches.losses(machine.sample_losses(n_begun, n_block), n_block)
-            _note(losses_gK, tasks, step, losses_G2, bad)
+            _note(losses_gK, numbers.n_steps_G, step, losses_G2, bad)
             step += n_block
         return losses_G2, bad
 
@@ -219,14 +222,17 @@ class _Slots:
         out_GP: Float32,
         linear_GP: Float32 | None = None,
     ) -> None:
-        n_steps = [task.n_steps for task in tasks]
+        n_steps, n = [task.n_steps for task in tasks], len(tasks)
         assert min(n_steps) > 0
-        order = sorted(range(len(tasks)), key=lambda i: -n_steps[i])
-        self.tasks = [tasks[i] for i in order]
-        self.n_steps = [task.n_steps for task in self.tasks]
-        self.slot_of = np.argsort(order).tolist()
-        self._order = order
-        self._is_direct = order == list(range(len(tasks))) and bool(out_GP.flags.c_contiguous)
+        self.tasks, self.n_steps, self.slot_of = tasks, n_steps, range(n)
+        self._order: list[int] | None = None  # which task each slot has, where it is not that of the same number
+        if any(map(gt, n_steps[1:], n_steps)):
+            self._order = order = sorted(range(n), key=lambda i: -n_steps[i])
+            self.tasks, self.n_steps = [tasks[i] for i in order], [n_steps[i] for i in order]
+            self.slot_of = np.argsort(order).tolist()
+        self.numbers = numbers_of(self.tasks)
+        self.rates_G1 = np.array([[task.learning_rate] for task in self.tasks])
+        self._is_direct = self._order is None and bool(out_GP.flags.c_contiguous)
         self._given_GP = out_GP
         self._out_GP = out_GP if self._is_direct else np.empty_like(out_GP, order="C")
         self._out = torch.from_numpy(self._out_GP)
@@ -235,12 +241,14 @@ class _Slots:
         self._base_GP = self._bases[0][None] if self._is_shared else np.stack(self._bases)
         if not self._base_GP.flags.writeable:
             self._base_GP = self._base_GP.copy()  # torch warns of memory that it may not write
-        self.base_GP = torch.from_numpy(self._base_GP).expand(len(tasks), -1)
-        self.linear_GP = None if linear_GP is None else torch.from_numpy(linear_GP[order])
+        self.base_GP = torch.from_numpy(self._base_GP).expand(n, -1)
+        self.linear_GP = None
+        if linear_GP is not None:
+            self.linear_GP = torch.from_numpy(linear_GP if self._order is None else linear_GP[self._order])
 
     def rates(self, like: Tensor) -> Tensor:
         """The learning rates (G, 1), with the type and device of `like`."""
-        return torch.tensor([[task.learning_rate] for task in self.tasks], dtype=like.dtype, device=like.device)
+        return torch.from_numpy(self.rates_G1).to(like.device, like.dtype)
 
     def vector(self, slot: int) -> Float32:
         """The base of a slot's task, (P,)."""
@@ -257,7 +265,7 @@ class _Slots:
         """The norms of what training changed (G,), by slot; all rows are where they were asked for."""
         norms_G = update_norms(self._out_GP, None if payload == "delta" else self._base_GP)
         if not self._is_direct:
-            self._given_GP[self._order] = self._out_GP
+            self._given_GP[slice(None) if self._order is None else self._order] = self._out_GP
         return norms_G
 
     def trained(self, slot: int, payload: Payload) -> Float32:
@@ -268,16 +276,19 @@ class _Slots:
 
 
 def _note(
-    losses_gK: Float64, tasks: Sequence[Task], step: int, losses_G2: Float64, bad: dict[int, tuple[int, float]]
+    losses_gK: Float64, n_steps_G: Int64, step: int, losses_G2: Float64, bad: dict[int, tuple[int, float]]
 ) -> None:
     """Keeps of a block's losses what is reported, and the first that is not finite."""
     n_slots, n_block = losses_gK.shape
     if step == 0:
         losses_G2[:n_slots, 0] = losses_gK[:, 0]
-    last_g = np.array([task.n_steps for task in tasks[:n_slots]]) - step - 1
+    last_g = n_steps_G[:n_slots] - step - 1
     (ends,) = np.nonzero(last_g < n_block)
     losses_G2[ends, 1] = losses_gK[ends, last_g[ends]]
-    is_bad_gK = ~np.isfinite(losses_gK) & (np.arange(n_block) <= last_g[:, None])
+    is_good_gK = np.isfinite(losses_gK)
+    if is_good_gK.all():
+        return
+    is_bad_gK = ~is_good_gK & (np.arange(n_block) <= last_g[:, None])
     for slot in np.flatnonzero(is_bad_gK.any(axis=1)).tolist():
         k = int(is_bad_gK[slot].argmax())
         bad.setdefault(slot, (step + k, float(losses_gK[slot, k])))

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fedsim.config import TrainingConfig
 from fedsim.training import copying
-from fedsim.training.batches import Pass, group_passes
-from fedsim.training.plan import batches_per_pass
+from fedsim.training.batches import GroupOrders, Numbers
 from fedsim.training.shards import DeviceShard, Samples
-from fedsim.types import Float64, Int64, Task
+from fedsim.types import Float64, Int64
 
 _BLOCK_BYTES = 1 << 20  # of samples, about what a core's own cache holds
 _MAX_STEPS = 64
@@ -59,44 +60,99 @@ class GroupBatches:
         self.pieces_GKB = torch.zeros(shape, dtype=dtype, device=device)
         self.n_valid_GK: Int64 = np.zeros(shape[:2], dtype=np.int64)
         rows = (n_slots, self.n_steps * n_batch)
+        self.rows_GR = np.empty(rows, np.int64)  # which of its shard's samples each row holds
         self.x_rows = list(self.x_GKBF.view(*rows, stride)[:, :, :n_features])
         self.target_rows = list(self.targets_GKB.view(*rows, *padding.shape))
+        self._is_full = False
         self.is_on_host = device.type == "cpu"
         if self.is_on_host:
-            self.rows_GR = np.empty(rows, np.int64)  # which of its shard's samples each row holds; see `gather`
             self.x_arrays = [rows_NF.numpy() for rows_NF in self.x_rows]
             self.target_arrays = [rows_N.numpy() for rows_N in self.target_rows]
+            self._scale = self.scale_GKB.numpy()
             self._flat = [values.numpy().reshape(-1) for values in (self.x_GKBF, self.targets_GKB)]
             self._empty = [np.zeros(stride, self._flat[0].dtype), self.padding.numpy().reshape(-1)]
+        else:
+            self._scale = self.scale_GKB.cpu().numpy()
 
-    def gather(self, shards: Sequence[Samples]) -> None:
-        """Copies the samples that `rows_GR` names from the first slots' shards, on the host."""
-        kept = [shard if isinstance(shard, DeviceShard) else None for shard in shards]
-        some = next((shard for shard in kept if shard is not None), None)
-        if some is None:
-            return
-        places = np.array([(0, 0) if shard is None else shard.addresses for shard in kept], np.int64)
-        n_rows = self.rows_GR.shape[1]
-        widths = (some.arrays[0].shape[1], math.prod(some.arrays[1].shape[1:]))
-        for i, (source, width, to, empty) in enumerate(zip(some.arrays, widths, self._flat, self._empty, strict=True)):
-            one, stride = source.dtype.type(1), to.size // self.rows_GR.size
+    def plan(self, orders: GroupOrders, numbers: Numbers, rates_G: Float64, first: int, n_block: int, g: int) -> None:
+        """Takes the rows of a block of steps from `first` on, of the first slots; and what their samples weigh."""
+        n_short = copying.plan(
+            orders.orders_R, orders.firsts_G, orders.strides_G, orders.begin_G, orders.starts_G, numbers.sizes_G,
+            numbers.n_steps_G, rates_G, first, n_block, g, self.rows_GR, self.n_valid_GK, self._scale,
+        )  # fmt: skip
+        self._is_full = n_short == 0
+        if not self.is_on_host:
+            self.scale_GKB[:g, :n_block].copy_(torch.from_numpy(self._scale[:g, :n_block]))
+
+    def gather(self, sources: Sources, n_slots: int) -> None:
+        """Copies the samples that `rows_GR` names to the first slots, on the host."""
+        n_rows, n_all, rows_gR = self.rows_GR.shape[1], self.rows_GR.size, self.rows_GR[:n_slots]
+        for kind, places_G, to, empty in zip(sources.kinds, sources.places, self._flat, self._empty, strict=True):
             copying.gather(
-                one, self.rows_GR[: len(kept)], places[:, i], source.itemsize, width, to, n_rows, stride, empty
-            )
+                kind.one, rows_gR, places_G, kind.n_bytes, kind.width, to, n_rows, to.size // n_all, empty
+            )  # fmt: skip
+
+    def take(self, shard: Samples, slot: int) -> None:
+        """Copies the samples that `rows_GR` names to a slot, by the shard's own methods; none is left to `gather`."""
+        rows_R = self.rows_GR[slot]
+        rows_R = rows_R[rows_R != copying.LEFT]
+        edges = np.flatnonzero(np.diff(rows_R == copying.NOTHING)) + 1
+        for start, stop in pairwise([0, *edges.tolist(), rows_R.size]):
+            if rows_R[start] == copying.NOTHING:
+                self.x_rows[slot][start:stop] = 0
+                self.target_rows[slot][start:stop] = self.padding
+            elif self.is_on_host:
+                x_BF, y_B = self.x_arrays[slot][start:stop], self.target_arrays[slot][start:stop]
+                shard.gather(rows_R[start:stop], x_BF, y_B)
+            else:
+                x, y = shard.batch(torch.from_numpy(rows_R[start:stop]).to(shard.device))
+                self.x_rows[slot][start:stop] = x.flatten(1)
+                self.target_rows[slot][start:stop] = y
+        self.rows_GR[slot] = copying.LEFT
 
     def losses(self, each_gKB: Float64, n_steps: int) -> Float64:
         """Mean loss of each batch, float64 (g, n_steps), from the samples' losses; NaN where a client has no step."""
         n_valid_gK = self.n_valid_GK[: each_gKB.shape[0], :n_steps]
+        if self._is_full:
+            means: Float64 = each_gKB.sum(axis=2)
+            means /= self.n_batch
+            return means
         is_valid_gKB = np.arange(self.n_batch) < n_valid_gK[..., None]
         sums: Float64 = np.where(is_valid_gKB, each_gKB, 0.0).sum(axis=2)
         with np.errstate(invalid="ignore"):
             return sums / np.where(n_valid_gK == 0, np.nan, n_valid_gK)
 
 
+class Kind(NamedTuple):
+    """The numbers of samples, or of targets: one of them, its bytes, and how many a sample has."""
+
+    one: Any
+    n_bytes: int
+    width: int
+
+
+class Sources:
+    """Where the samples of a group lie that are kept on the host: addresses (G,) of inputs and of targets.
+
+    `others` are the slots of shards that lie elsewhere, which have no address.
+    """
+
+    def __init__(self, shards: Sequence[Samples]) -> None:
+        kept = [shard if isinstance(shard, DeviceShard) else None for shard in shards]
+        self.others = [slot for slot, shard in enumerate(kept) if shard is None]
+        some = next((shard for shard in kept if shard is not None), None)
+        self.kinds = [] if some is None else [
+            Kind(values.dtype.type(1), values.itemsize, math.prod(values.shape[1:])) for values in some.arrays
+        ]  # fmt: skip
+        if self.kinds:
+            places = [(0, 0) if shard is None else shard.addresses for shard in kept]
+            self.places = np.ascontiguousarray(np.array(places, np.int64).T)
+
+
 class Feed:
     """Puts the batches of a group's tasks, one a slot and longest first, into the memory, block after block.
 
-    The scale of a sample is one over its batch's samples, times the learning rate if `carries_rate`.
+    The scale of a sample is one over its batch's samples, times its task's `rates_G`.
     """
 
     def __init__(
@@ -104,77 +160,21 @@ class Feed:
         batches: GroupBatches,
         training: TrainingConfig,
         seed: int,
-        tasks: Sequence[Task],
+        numbers: Numbers,
         shards: Sequence[Samples],
-        *,
-        carries_rate: bool,
+        rates_G: Float64,
     ) -> None:
-        self._batches = batches
-        self._shards = shards
-        self._passes = group_passes(training, seed, tasks)
-        self._current: list[Pass | None] = [None] * len(tasks)
-        per_pass = [batches_per_pass(training, task.n_samples) for task in tasks]
-        self._n_steps = [task.n_steps for task in tasks]
-        self._per_pass_G = np.array(per_pass)
-        first_G = [task.first_step for task in tasks] if training.order == "continued" else [0] * len(tasks)
-        self._first_G = np.array(first_G) % self._per_pass_G
-        self._n_last_G = np.array([task.n_samples for task in tasks]) - (self._per_pass_G - 1) * training.batch_size
-        self._rates_G = np.array([task.learning_rate if carries_rate else 1.0 for task in tasks])
+        self._batches, self._numbers, self._shards, self._rates_G = batches, numbers, shards, rates_G
+        self._orders = GroupOrders(training, seed, numbers)
+        self._sources = Sources(shards) if batches.is_on_host else None
 
     def fill(self, first: int, n_block: int, n_slots: int) -> None:
         """Fills the block with steps `first` to `first + n_block` of the first slots; some may have fewer left."""
-        n_left = [min(n_block, n - first) for n in self._n_steps[:n_slots]]
-        self._set_scale(first, n_block, np.array(n_left))
-        for slot, n in enumerate(n_left):
-            self._fill_slot(slot, n)
-        if self._batches.is_on_host:
-            self._batches.gather(self._shards[:n_slots])
-
-    def _set_scale(self, first: int, n_block: int, n_left_g: Int64) -> None:
-        batches, g = self._batches, n_left_g.size
-        size, steps_K = batches.n_batch, np.arange(n_block)
-        per_pass_g1 = self._per_pass_G[:g, None]
-        is_last_gK = (self._first_G[:g, None] + first + steps_K) % per_pass_g1 == per_pass_g1 - 1
-        n_valid_gK = np.where(is_last_gK, self._n_last_G[:g, None], size)
-        n_valid_gK[steps_K >= n_left_g[:, None]] = 0
-        batches.n_valid_GK[:g, :n_block] = n_valid_gK
-        scale_gK = self._rates_G[:g, None] / np.maximum(n_valid_gK, 1)
-        scale_gKB = np.where(np.arange(size) < n_valid_gK[..., None], scale_gK[..., None], 0.0)
-        batches.scale_GKB[:g, :n_block].copy_(torch.from_numpy(scale_gKB))
-
-    def _fill_slot(self, slot: int, n_steps: int) -> None:
-        """Gathers a task's next `n_steps` batches, pass by pass: only a pass's last batch can be short."""
-        size, shard, step = self._batches.n_batch, self._shards[slot], 0
-        current = self._current[slot]
-        is_kept = self._batches.is_on_host and isinstance(shard, DeviceShard)  # else where the data set lies
-        while step < n_steps:
-            if current is None:
-                current = next(self._passes[slot])
-            order_N, start, stop = current
-            n = min(stop - start, n_steps - step)
-            rows = order_N[start * size : (start + n) * size]
-            if is_kept:
-                to_R, end = self._batches.rows_GR[slot], step * size + rows.size
-                to_R[step * size : end] = rows
-                to_R[end : (step + n) * size] = copying.NOTHING
-            else:
-                _gather(self._batches, slot, shard, rows, step * size, (step + n) * size)
-            current = Pass(order_N, start + n, stop) if start + n < stop else None
-            step += n
-        self._current[slot] = current
-        if self._batches.is_on_host:
-            self._batches.rows_GR[slot, n_steps * size if is_kept else 0 :] = copying.LEFT
-
-
-def _gather(batches: GroupBatches, slot: int, shard: Samples, rows: Int64, first: int, end: int) -> None:
-    """Copies samples to the slot's rows from `first`, and zeros to those that are left before `end`."""
-    stop = first + rows.size
-    if batches.is_on_host:
-        shard.gather(rows, batches.x_arrays[slot][first:stop], batches.target_arrays[slot][first:stop])
-    else:
-        x, y = shard.batch(torch.from_numpy(rows).to(shard.device))
-        batches.x_rows[slot][first:stop] = x.flatten(1)
-        batches.target_rows[slot][first:stop] = y
-    if stop < end:
-        batches.x_rows[slot][stop:end] = 0
-        batches.target_rows[slot][stop:end] = batches.padding
+        self._orders.reach(first, np.minimum(self._numbers.n_steps_G[:n_slots] - first, n_block))
+        self._batches.plan(self._orders, self._numbers, self._rates_G, first, n_block, n_slots)
+        others = range(n_slots) if self._sources is None else self._sources.others
+        for slot in others:
+            if slot < n_slots:
+                self._batches.take(self._shards[slot], slot)
+        if self._sources is not None and self._sources.kinds:
+            self._batches.gather(self._sources, n_slots)

@@ -9,8 +9,11 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.training.batches import group_passes, passes
+from fedsim.config import TrainingConfig
+from fedsim.training import copying
+from fedsim.training.batches import GroupOrders, numbers_of, passes
 from fedsim.training.plan import batches_per_pass
+from fedsim.types import Task
 
 Make = Callable[..., Any]
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,6 +66,7 @@ def test_continued_does_not_depend_on_the_cut(make_config: Make, make_task: Make
     n_steps=st.integers(1, 40),
     order=st.sampled_from(["task", "continued", "sequential"]),
     first_step=st.integers(0, 50),
+    n_block=st.integers(1, 12),
     is_long=st.booleans(),
 )
 def test_a_group_sees_what_its_tasks_see_alone(
@@ -73,12 +77,48 @@ def test_a_group_sees_what_its_tasks_see_alone(
     n_steps: int,
     order: str,
     first_step: int,
+    n_block: int,
     is_long: bool,
 ) -> None:
     if is_long:
-        sizes, n_steps = [*sizes, 3000, 3000], n_steps * 100  # more words than are drawn in one call
+        sizes, n_steps = [*sizes, 30_000, 30_000], n_steps * 100  # more words than are drawn in one call
     config = make_config(training={"batch_size": batch_size, "steps": n_steps, "order": order})
-    tasks = [make_task(config, i, n, task=50 - i, first_step=first_step) for i, n in enumerate(sizes)]
-    for task, together in zip(tasks, group_passes(config.training, 1, tasks), strict=True):
-        for ours, alone in zip(together, passes(config.training, 1, task, task.n_samples), strict=True):
-            assert ours[1:] == alone[1:] and np.array_equal(ours.order_N, alone.order_N)
+    tasks = [
+        make_task(config, i, n, task=50 - i, n_steps=n_steps - i % n_steps, first_step=first_step + i)
+        for i, n in enumerate(sizes)
+    ]
+    tasks.sort(key=lambda task: -task.n_steps)
+    together = _rows_of_a_group(config.training, tasks, n_block)
+    for task, ours in zip(tasks, together, strict=True):
+        alone = [
+            order_N[batch * batch_size : (batch + 1) * batch_size].tolist()
+            for order_N, start, stop in passes(config.training, 1, task, task.n_samples)
+            for batch in range(start, stop)
+        ]
+        assert ours == alone
+
+
+def _rows_of_a_group(training: TrainingConfig, tasks: list[Task], n_block: int) -> list[list[list[int]]]:
+    """The samples of each batch of each task, planned a block of steps at a time."""
+    numbers, size = numbers_of(tasks), training.batch_size
+    orders = GroupOrders(training, 1, numbers)
+    rows_GR = np.empty((len(tasks), n_block * size), np.int64)
+    n_valid_GK, scale_GKB = np.zeros((len(tasks), n_block), np.int64), np.zeros((len(tasks), n_block, size))
+    found: list[list[list[int]]] = [[] for _ in tasks]
+    for first in range(0, tasks[0].n_steps, n_block):
+        g, n = int((numbers.n_steps_G > first).sum()), min(n_block, tasks[0].n_steps - first)
+        orders.reach(first, np.minimum(numbers.n_steps_G[:g] - first, n))
+        n_short = copying.plan(
+            orders.orders_R, orders.firsts_G, orders.strides_G, orders.begin_G, orders.starts_G, numbers.sizes_G,
+            numbers.n_steps_G, np.ones(len(tasks)), first, n, g, rows_GR, n_valid_GK, scale_GKB,
+        )  # fmt: skip
+        assert n_short == (n_valid_GK[:g, :n] < size).sum()
+        assert np.array_equal((scale_GKB[:g, :n] > 0).sum(2), n_valid_GK[:g, :n])
+        for s in range(g):
+            n_left = min(n, tasks[s].n_steps - first)
+            assert (rows_GR[s, n_left * size :] == copying.LEFT).all()
+            for k in range(n_left):
+                rows, n_valid = rows_GR[s, k * size : (k + 1) * size].tolist(), int(n_valid_GK[s, k])
+                assert rows[n_valid:] == [copying.NOTHING] * (size - n_valid)
+                found[s].append(rows[:n_valid])
+    return found

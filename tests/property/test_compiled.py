@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedsim import philox, seeding
 from fedsim.aggregation.accumulate import Kernels, fresh
 
+ORDERS = st.lists(st.tuples(st.integers(1, 150), st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=4)
 FACTORS = st.sampled_from([0.0, 1.0, -1.0, 0.3, 1.0 / 3.0, 1e-30, 7.0])
 KEYS = st.lists(st.integers(0, 2**48 - 1), min_size=1, max_size=4)
 
@@ -20,6 +21,22 @@ def test_words_of_random_streams(seed: int, clients: list[int], tasks: list[int]
     keys = np.array(clients[:n_keys]), np.array(tasks[:n_keys])
     purpose = seeding.Purpose.BATCH_ORDER
     assert np.array_equal(philox.bits(seed, purpose, *keys, n), seeding.bits(seed, purpose, *keys, n))
+
+
+@given(st.integers(0, 2**63), ORDERS, st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_orders_of_samples(seed: int, keys: list[tuple[int, int, int]], is_one_stream: bool) -> None:
+    sizes, firsts, counts = np.array(keys).T.copy()
+    clients, tasks, purpose = np.arange(len(keys)) + 2**40, 7 * np.arange(len(keys)), seeding.Purpose.BATCH_ORDER
+    orders, starts = philox.orders(
+        seed, purpose, clients, tasks, sizes, firsts, counts, is_one_stream=is_one_stream
+    )  # fmt: skip
+    for client, task, start, (n, first, count) in zip(clients, tasks, starts, keys, strict=True):
+        for i in range(count):
+            task_or_pass, at = (task, n * (first + i)) if is_one_stream else (task + first + i, 0)
+            words = seeding.bits(seed, purpose, client, task_or_pass, n, at)
+            found = orders[start + i * n : start + (i + 1) * n]
+            assert np.array_equal(found, np.argsort(words, kind="stable"))
 
 
 @given(

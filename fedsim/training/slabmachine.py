@@ -100,9 +100,10 @@ class SlabMachine:
         raise NotImplementedError
 
     def _rest(self, n_slots: int) -> None:
-        """Lets all slots from `n_slots` on rest."""
-        if n_slots < self._n_at_work:
-            resting = slice(n_slots, self._n_at_work)
+        """Lets slots from `n_slots` on rest: all that compute all the same."""
+        n_computing = self._n_at_work if self.is_fixed else min(self._n_at_work, self.min_slots)
+        if n_slots < n_computing:
+            resting = slice(n_slots, n_computing)
             self.batches.scale_GKB[resting].zero_()
             self._rates_G1[resting].zero_()
             self._n_at_work = n_slots

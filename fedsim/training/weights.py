@@ -107,9 +107,12 @@ def update_norms(rows_GP: NDArray[np.floating], base_GP: NDArray[np.floating] | 
     """
     rows = torch.from_numpy(rows_GP)
     rows = rows if base_GP is None else rows - torch.from_numpy(base_GP)
-    n_chunks = rows.shape[1] // _CHUNK
-    chunks = rows[:, : n_chunks * _CHUNK].reshape(rows.shape[0], n_chunks, _CHUNK)
-    norms = [torch.linalg.vector_norm(part, dim=-1) for part in (chunks, rows[:, n_chunks * _CHUNK :])]
-    squares = [norm.to(torch.float64).numpy() ** 2 for norm in norms]
-    result: Float64 = np.sqrt(squares[0].sum(axis=1) + squares[1])
-    return result
+    (n_rows, n), (stride, one) = rows.shape, rows.stride()
+    n_chunks, rest = divmod(n, _CHUNK)
+    chunks = rows.as_strided((n_rows, n_chunks, _CHUNK), (stride, _CHUNK * one, one))
+    squares = torch.linalg.vector_norm(chunks, dim=-1).numpy().astype(np.float64)
+    result: Float64 = np.square(squares, out=squares).sum(axis=1)
+    last = torch.linalg.vector_norm(rows.as_strided((n_rows, rest), (stride, one), n_chunks * _CHUNK * one), dim=-1)
+    squares = last.numpy().astype(np.float64)
+    result += np.square(squares, out=squares)
+    return np.sqrt(result, out=result)

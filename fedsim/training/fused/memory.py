@@ -14,10 +14,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.layout import Layout
+from fedsim.training.fused import moving
 
 ROW = 16  # floats of a 64-byte block
 BLOCK = 64  # floats that the widest elementwise kernel takes at once
@@ -83,6 +85,15 @@ class Slab:
             name: torch.zeros(padded(n_slots * place.n_floats, BLOCK), dtype=dtype, device=device)
             for name, place in places.by_name.items()
         }
+        self._table = np.array(
+            [
+                (place.source, place.n_rows, place.n_columns, place.stride, place.n_floats, flat.data_ptr())
+                for place, flat in zip(places.by_name.values(), self._flat.values(), strict=True)
+            ],
+            np.int64,
+        ).reshape(-1, 6)
+        self._one, self._n_bytes = (np.float32(1) if dtype is torch.float32 else np.float64(1)), dtype.itemsize
+        self._is_compiled = device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
     @property
     def n_values(self) -> int:
@@ -130,21 +141,39 @@ class Slab:
     def load(self, vectors_GP: Tensor) -> None:
         """Copies flat vectors into the first slots; a vector may be given once for all, by a stride of zero."""
         n_slots = vectors_GP.shape[0]
+        if self._takes(vectors_GP):
+            moving.load(
+                self._one, self._table, n_slots, vectors_GP.data_ptr(), vectors_GP.stride(0), self._n_bytes
+            )  # fmt: skip
+            return
         for name, place in self.places.by_name.items():
             self.rows(name, n_slots).copy_(_part(vectors_GP, place))
 
     def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
         """Writes slots `first` and on, less their base, to `out_GP`, for as many as that has rows."""
-        stop = first + out_GP.shape[0]
+        n_slots = out_GP.shape[0]
+        if self._takes(base_GP) and self._takes(out_GP):
+            places = (base_GP.data_ptr(), base_GP.stride(0), out_GP.data_ptr(), out_GP.stride(0))
+            moving.subtract(self._one, self._table, first, n_slots, *places, self._n_bytes)
+            return
         for name, place in self.places.by_name.items():
-            values = self.rows(name, stop)[first:]
+            values = self.rows(name, first + n_slots)[first:]
             torch.sub(values, _part(base_GP, place), out=_part(out_GP, place))
 
     def read(self, first: int, out_GP: Tensor) -> None:
         """Writes slots `first` and on to `out_GP`, for as many as that has rows."""
-        stop = first + out_GP.shape[0]
+        n_slots = out_GP.shape[0]
+        if self._takes(out_GP):
+            moving.read(
+                self._one, self._table, first, n_slots, out_GP.data_ptr(), out_GP.stride(0), self._n_bytes
+            )  # fmt: skip
+            return
         for name, place in self.places.by_name.items():
-            _part(out_GP, place).copy_(self.rows(name, stop)[first:])
+            _part(out_GP, place).copy_(self.rows(name, first + n_slots)[first:])
+
+    def _takes(self, vectors_GP: Tensor) -> bool:
+        """Whether compiled code can move these vectors: on the host, of the slab's type, each without gaps."""
+        return self._is_compiled and vectors_GP.dtype is self._dtype and vectors_GP.stride(1) == 1
 
 
 def _part(vectors_GP: Tensor, place: Place) -> Tensor:

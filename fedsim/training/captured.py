@@ -28,6 +28,7 @@ from fedsim.errors import ConfigError
 from fedsim.training.device import require_cuda
 from fedsim.training.fused.graph import UnsupportedError
 from fedsim.training.fused.machine import FusedMachine
+from fedsim.training.groupbatches import Batch
 from fedsim.training.noise import Keys
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.slabmachine import SlabMachine
@@ -107,7 +108,7 @@ class CapturedMachine:
             values.index_select(1, self._k).squeeze(1)
             for values in (batches.x_GKBF, batches.targets_GKB, batches.scale_GKB)
         )
-        self._machine.take(x_GBF, targets_GB, scale_GB, self._pieces_GB)
+        self._machine.take(Batch(x_GBF, targets_GB, scale_GB, self._pieces_GB, batches.n_features))
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""

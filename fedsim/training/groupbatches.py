@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,6 +30,33 @@ _ROW = 16  # samples start on 64-byte boundaries
 def block_steps(n_slots: int, n_batch: int, sample_bytes: int) -> int:
     """How many steps of a group's samples fit the cache, one at least."""
     return min(max(_BLOCK_BYTES // (n_slots * n_batch * sample_bytes), 1), _MAX_STEPS)
+
+
+class Batch:
+    """A step's batches of the first slots: views of the group's, with the axes (g, B) in front."""
+
+    def __init__(
+        self,
+        x_gBF: torch.Tensor,
+        targets_gB: torch.Tensor,
+        scale_gB: torch.Tensor,
+        pieces_gB: torch.Tensor,
+        n_features: int,
+    ) -> None:
+        self.x_gBF, self.targets_gB, self.scale_gB, self.pieces_gB = x_gBF, targets_gB, scale_gB, pieces_gB
+        self.samples_gBF = x_gBF[:, :, :n_features]  # without their padding
+
+    @cached_property
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Targets, scale and pieces with an axis for the numbers of a target, or of an output."""
+        scale_gB = self.scale_gB
+        return self.targets_gB.reshape(*scale_gB.shape, -1), scale_gB.unsqueeze(2), self.pieces_gB.unsqueeze(2)
+
+    @cached_property
+    def places(self) -> Int64:
+        """The address and a slot's stride of samples, targets, scale and pieces: (8,)."""
+        every = (self.x_gBF, self.targets_gB, self.scale_gB, self.pieces_gB)
+        return np.array([(tensor.data_ptr(), tensor.stride(0)) for tensor in every], np.int64).reshape(-1)
 
 
 class GroupBatches:
@@ -52,6 +80,7 @@ class GroupBatches:
         stride = -(-n_features // _ROW) * _ROW
         self.n_steps = n_steps or block_steps(n_slots, n_batch, stride * dtype.itemsize)
         self.n_batch = n_batch
+        self.n_features = n_features
         shape = (n_slots, self.n_steps, n_batch)
         self.x_GKBF = torch.zeros((*shape, stride), dtype=dtype, device=device)
         self.padding = padding.to(device)
@@ -73,6 +102,12 @@ class GroupBatches:
             self._empty = [np.zeros(stride, self._flat[0].dtype), self.padding.numpy().reshape(-1)]
         else:
             self._scale = self.scale_GKB.cpu().numpy()
+
+    def at(self, n_slots: int, k: int) -> Batch:
+        """Step `k` of the first slots."""
+        g = slice(n_slots)
+        x_GKBF, targets_GKB, scale_GKB, pieces_GKB = self.x_GKBF, self.targets_GKB, self.scale_GKB, self.pieces_GKB
+        return Batch(x_GKBF[g, k], targets_GKB[g, k], scale_GKB[g, k], pieces_GKB[g, k], self.n_features)
 
     def plan(self, orders: GroupOrders, numbers: Numbers, rates_G: Float64, first: int, n_block: int, g: int) -> None:
         """Takes the rows of a block of steps from `first` on, of the first slots; and what their samples weigh."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.config import TrainingConfig
 from fedsim.training.fused import optimizers
 from fedsim.training.fused.memory import Places
-from fedsim.training.groupbatches import GroupBatches
+from fedsim.training.groupbatches import Batch, GroupBatches
 from fedsim.training.noise import Dropout, Keys, Masks
 from fedsim.training.objectives import TaskLoss
 from fedsim.types import Float64
@@ -60,8 +60,7 @@ class SlabMachine:
         self.masks = Masks(dropouts, self.n_slots, training.batch_size, dtype, device)
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
         self._n_at_work = 0
-        every = (self.batches.x_GKBF, self.batches.targets_GKB, self.batches.scale_GKB, self.batches.pieces_GKB)
-        self._batch = lru_cache(_MOST_KEPT)(lambda g, k: tuple(values[:g, k] for values in every))
+        self._batch = lru_cache(_MOST_KEPT)(self.batches.at)
 
     def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
@@ -78,7 +77,7 @@ class SlabMachine:
         """See `fedsim.training.group.Machine.step`."""
         self.prepare(n_slots)
         g = self.n_slots if self.is_fixed else max(n_slots, self.min_slots)
-        self.take(*self._batch(g, k))
+        self.take(self._batch(g, k))
 
     def prepare(self, n_slots: int) -> None:
         """What a step does outside a recorded graph: it puts what is new into memory that `take` reads."""
@@ -86,13 +85,13 @@ class SlabMachine:
         self.masks.advance(n_slots)
         self.stepper.advance()
 
-    def take(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+    def take(self, batch: Batch) -> None:
         """The step itself, nothing but work on tensors."""
-        self.compute(x_gBF, targets_gB, scale_gB, pieces_gB)
-        self.stepper.step(scale_gB.shape[0])
+        self.compute(batch)
+        self.stepper.step(batch.scale_gB.shape[0])
 
-    def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
-        """Puts the gradients of a step's batches where the stepper wants them, and fills `pieces_gB`."""
+    def compute(self, batch: Batch) -> None:
+        """Puts the gradients of a step's batches where the stepper wants them, and fills `batch.pieces_gB`."""
         raise NotImplementedError
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:

@@ -25,6 +25,7 @@ from fedsim.layout import Layout
 from fedsim.training import noise
 from fedsim.training.fused.graph import UnsupportedError
 from fedsim.training.fused.memory import BLOCK, Places, padded
+from fedsim.training.groupbatches import Batch
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.slabmachine import SlabMachine
 from fedsim.types import Float64
@@ -132,14 +133,15 @@ class StackedMachine(SlabMachine):
         self._parameters = cache(self._views)
         self._steady = Steady()  # type: ignore[no-untyped-call]
 
-    def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+    def compute(self, batch: Batch) -> None:
         """See `SlabMachine.compute`."""
-        (g, n_batch), target = scale_gB.shape, self.stepper.target
-        x = x_gBF[:, :, : self.n_features].reshape(g, n_batch, *self._sample_shape).contiguous()
+        targets_gB, scale_gB, target = batch.targets_gB, batch.scale_gB, self.stepper.target
+        g, n_batch = scale_gB.shape
+        x = batch.samples_gBF.reshape(g, n_batch, *self._sample_shape).contiguous()
         masks = tuple(mask[:g] for mask in self.masks.now)
         with self._steady:
             gradients, each_gB = self._gradient(self._parameters(g), x, targets_gB.clone(), scale_gB.clone(), masks)
-        pieces_gB.copy_(each_gB)
+        batch.pieces_gB.copy_(each_gB)
         for name, gradient in gradients.items():
             target.add_vector(target.slab.flat(name, g), gradient.reshape(g, -1))
 

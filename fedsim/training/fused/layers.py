@@ -6,7 +6,7 @@ A layer is built once for a number of slots and then runs `forward` and `backwar
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,14 @@ class Layer(Protocol):
 
     def backward(self) -> None:
         """Passes the output's gradient on."""
+
+
+@runtime_checkable
+class Recordable(Layer, Protocol):
+    """A layer whose work can be rows of a `fedsim.training.fused.tape.Tape`."""
+
+    def rows(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]] | None:
+        """What `forward` and `backward` do, if it is the same at each step but for the samples."""
 
 
 _OF_A_STEP = ("_held", "_indices")  # what layers keep from their way forward to their way back

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fedsim.training.fused import products
+from fedsim.training.fused import products, tape
 from fedsim.training.fused.values import Context, Form, Value
 
 
@@ -93,3 +93,16 @@ class CompiledLinear:
         if self._to_b is not None:
             g, n_rows, _, n_outputs = self._sizes
             products.add_sums(one, g, n_rows, n_outputs, *self._dy, *self._to_b, *factors, self._n_bytes)
+
+    def rows(self) -> tuple[list[tape.Row], list[tape.Row]] | None:
+        """See `fedsim.training.fused.layers.Recordable`."""
+        x, dx = self._x.place(), self._x.place(is_grad=True) if self._x.needs_grad else (0, 0)
+        if x is None or dx is None:
+            return None
+        w, row = self._w, self._row
+        forward: list[tape.Row] = [(tape.FORWARD, *self._sizes, *x, row, *w, *self._b, *self._y)]
+        has_dx, sizes = int(self._x.needs_grad), self._sizes
+        backward: list[tape.Row] = [(tape.BACKWARD, *sizes, has_dx, *self._dy, *w, *x, row, *dx, row, self._to_w)]
+        if self._to_b is not None:
+            backward.append((tape.BIAS, sizes[0], sizes[1], sizes[3], *self._dy, *self._to_b))
+        return forward, backward

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.training.fused import entropy
+from fedsim.training.fused import entropy, tape
 from fedsim.training.fused.memory import padded
 from fedsim.training.fused.values import Context, Form, Value
 from fedsim.training.objectives import BinaryCrossEntropy, Cox, CrossEntropy, MeanSquaredError, TaskLoss
@@ -72,6 +72,10 @@ class CompiledCrossEntropy(FusedCrossEntropy):
         y, scale, piece = self._outputs, *((t.data_ptr(), t.stride(0)) for t in (scale_gB1, piece_gB1))
         targets = (targets_gB1.data_ptr(), targets_gB1.stride(0))
         entropy.step(self._one, *self._sizes, *y, *targets, *scale, *piece, self._n_bytes)
+
+    def rows(self) -> list[tape.Row]:
+        """What `step` does, for a tape."""
+        return [(tape.ENTROPY, *self._sizes, *self._outputs)]
 
 
 class FusedBinaryCrossEntropy:

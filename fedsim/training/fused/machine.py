@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,11 +15,10 @@ from fedsim.training.fused import ahead, convolution, pooled, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
 from fedsim.training.fused.values import Arena, Context
+from fedsim.training.groupbatches import Batch
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.slabmachine import SlabMachine
 from fedsim.types import Float64
-
-_MOST_KEPT = 256  # views of batches, which come again and again
 
 
 def plan(module: torch.nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> list[Node]:
@@ -48,11 +46,6 @@ def block_of(
     node = ahead.first_layer(nodes) if on_host and not program.has_maps(nodes) else None
     n_block = ahead.block_steps(training, node, has_linear=has_linear)
     return (node, n_block) if n_block else (None, 0)
-
-
-def _columns(targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three with an axis for the numbers of a target, or of an output."""
-    return targets_gB.reshape(*scale_gB.shape, -1), scale_gB.unsqueeze(2), pieces_gB.unsqueeze(2)
 
 
 class FusedMachine(SlabMachine):
@@ -91,7 +84,6 @@ class FusedMachine(SlabMachine):
         kind = fused_loss(loss, is_compiled=on_host)
         assert kind is not None
         self._loss = kind
-        self._columns = lru_cache(_MOST_KEPT)(_columns) if on_host else _columns
         self._arena = Arena(dtype, device)
         self._programs: dict[int, program.Program] = {}
         self._at_work = self._program(self.n_slots)  # the largest first, so that the arena is allocated once
@@ -130,13 +122,13 @@ class FusedMachine(SlabMachine):
             self._ahead.k = k
         super().step(k, n_slots)
 
-    def compute(self, x_gBF: Tensor, targets_gB: Tensor, scale_gB: Tensor, pieces_gB: Tensor) -> None:
+    def compute(self, batch: Batch) -> None:
         """See `SlabMachine.compute`."""
-        found = self._program(scale_gB.shape[0])
+        found = self._program(batch.scale_gB.shape[0])
         if found is not self._at_work:
             self._at_work.forget()
             self._at_work = found
-        found.step(x_gBF, *self._columns(targets_gB, scale_gB, pieces_gB))
+        found.step(batch)
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """See `fedsim.training.group.Machine.sample_losses`."""

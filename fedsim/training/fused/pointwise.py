@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedsim.training.fused import tape
 from fedsim.training.fused.values import Context, Memory, Value
 
 _aten = torch.ops.aten
@@ -26,6 +27,7 @@ class Relu:
         self.y = x if self._is_in_place and x.m.is_fixed else like(ctx, name, x, needs_grad=x.m.needs_grad)
         self._y = self.y.m
         self._y.is_kept = True
+        self._is_compiled = ctx.is_compiled
 
     def forward(self) -> None:
         x, y = self._x, self._y
@@ -42,6 +44,17 @@ class Relu:
             _aten.threshold_backward.grad_input(y.flat_grad, y.flat, 0, grad_input=x.flat_grad)
         else:
             x.grad = _aten.threshold_backward(y.grad, y.t, 0)
+
+    def rows(self) -> tuple[list[tape.Row], list[tape.Row]] | None:
+        """See `fedsim.training.fused.layers.Recordable`."""
+        x, y = self._x, self._y
+        if not (self._is_compiled and x.is_flat and y.is_flat):
+            return None
+        n, backward = x.flat.numel(), list[tape.Row]()
+        if x.needs_grad:
+            gradients = y.flat_grad.data_ptr(), y.flat.data_ptr(), x.flat_grad.data_ptr()
+            backward.append((tape.RELU_BACK, n, *gradients))
+        return [(tape.RELU, n, x.flat.data_ptr(), y.flat.data_ptr())], backward
 
 
 class Sum:

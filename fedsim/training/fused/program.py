@@ -5,23 +5,22 @@ Shapes: `G` slots, `g` slots at work, `B` batch, `P` parameters.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedsim.layout import Layout
-from fedsim.training.fused import ahead, convolution, layers, linear, lookup, norm, pointwise, pooled
+from fedsim.training.fused import ahead, convolution, layers, linear, lookup, norm, pointwise, pooled, tape
 from fedsim.training.fused.graph import Add, Node, TokenMean, Tokens, UnsupportedError
-from fedsim.training.fused.layers import Layer, converted, flattened, in_blocks
-from fedsim.training.fused.losses import FusedLoss
+from fedsim.training.fused.layers import Layer, Recordable, converted, flattened, in_blocks
+from fedsim.training.fused.losses import CompiledCrossEntropy, FusedLoss
 from fedsim.training.fused.memory import Places
 from fedsim.training.fused.values import Context, Form, Memory, Value
+from fedsim.training.groupbatches import Batch
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-_MOST_KEPT = 256  # views of batches, which come again and again
 Builder = Callable[[Context, str, Node, Sequence[Value], list[Layer]], Value]
 
 
@@ -36,10 +35,7 @@ class Program:
         loss: Callable[[Context, Value], FusedLoss],
     ) -> None:
         self._input = Memory(needs_grad=False, is_fixed=True)
-        self._input.is_flat, self._input.is_kept = False, True
-        self._samples: Callable[[Tensor], Tensor] = partial(_samples, math.prod(sample_shape))
-        if ctx.is_compiled:  # batches are views of fixed memory, else new tensors
-            self._samples = lru_cache(_MOST_KEPT)(self._samples)
+        self._input.is_flat, self._input.is_kept, self._input.is_given = False, True, True
         built: list[Layer] = []
         values = [[Value(Form.SAMPLES, sample_shape, self._input)]]
         n_readers = Counter(i for node in nodes for i in node.inputs)
@@ -55,21 +51,25 @@ class Program:
             y = copy.y
         self._loss = loss(ctx, y)
         self._built = built
-        self._forward = [layer.forward for layer in built]
-        self._backward = [layer.backward for layer in reversed(built)]
+        self._work = self._recorded(ctx)
 
-    def step(self, x_gBF: Tensor, targets_gB1: Tensor, scale_gB1: Tensor, piece_gB1: Tensor) -> None:
-        """One forward and backward pass; gradients go to the target that the program was built with.
+    def _recorded(self, ctx: Context) -> list[Callable[[Batch], None]]:
+        """What a step consists of, in order; compiled operations that follow one another are one tape."""
+        forward: list[Callable[[Batch], None] | list[tape.Row]] = []
+        backward = list(forward)
+        for layer in self._built:
+            rows = layer.rows() if isinstance(layer, Recordable) else None
+            forward.append(rows[0] if rows else partial(_called, layer.forward))
+            backward.insert(0, rows[1] if rows else partial(_called, layer.backward))
+        loss = self._loss
+        between = loss.rows() if isinstance(loss, CompiledCrossEntropy) else lambda batch: loss.step(*batch.columns)
+        return tape.recorded(ctx, [*forward, between, *backward])
 
-        `x_gBF` has padding, as the memory of every value.
-        """
-        self._input.full = x_gBF
-        self._input.t = self._samples(x_gBF)
-        for forward in self._forward:
-            forward()
-        self._loss.step(targets_gB1, scale_gB1, piece_gB1)
-        for backward in self._backward:
-            backward()
+    def step(self, batch: Batch) -> None:
+        """One forward and backward pass; gradients go to the target that the program was built with."""
+        self._input.full, self._input.t = batch.x_gBF, batch.samples_gBF
+        for part in self._work:
+            part(batch)
 
     def forget(self) -> None:
         """Lets go of tensors that are in no fixed memory."""
@@ -77,9 +77,9 @@ class Program:
             layers.forget(layer)
 
 
-def _samples(n_features: int, x_gBF: Tensor) -> Tensor:
-    """Samples without their padding."""
-    return x_gBF[:, :, :n_features]
+def _called(work: Callable[[], None], batch: Batch) -> None:
+    """Work that knows where its numbers are."""
+    work()
 
 
 def _spread(ctx: Context, name: str, values: list[Value], n_readers: int, built: list[Layer]) -> None:

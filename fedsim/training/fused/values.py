@@ -42,7 +42,7 @@ class Memory:
     Where memory is fixed (`is_fixed`), they are views of `full` and `full_grad`, which include the padding, and these
     of `flat` and `flat_grad`, which end on a whole block. Else they are new tensors at each step. `is_flat` is false
     for memory without `flat`: that of the samples. `is_kept` says that somebody reads `t` later: it may not be
-    overwritten.
+    overwritten. `is_given`: the memory is that of the samples itself, another one at each step.
     """
 
     __slots__ = (
@@ -53,6 +53,7 @@ class Memory:
         "grad",
         "is_fixed",
         "is_flat",
+        "is_given",
         "is_kept",
         "needs_grad",
         "t",
@@ -67,7 +68,14 @@ class Memory:
     def __init__(self, *, needs_grad: bool, is_fixed: bool) -> None:
         self.needs_grad = needs_grad
         self.is_fixed = self.is_flat = is_fixed
-        self.is_kept = False
+        self.is_kept = self.is_given = False
+
+    def place(self, *, is_grad: bool = False) -> tuple[int, int] | None:
+        """Address and first stride of `full`, or of `full_grad`: (0, 0) for the samples; None if they will change."""
+        if self.is_given and not is_grad:
+            return 0, 0
+        tensor = getattr(self, "full_grad" if is_grad else "full", None) if self.is_fixed and self.is_flat else None
+        return None if tensor is None else (tensor.data_ptr(), tensor.stride(0))
 
     def forget(self) -> None:
         """Lets go of tensors that the next step makes anew."""

@@ -1,0 +1,98 @@
+"""Operations of a step one after the other in one call, compiled: a call from Python costs as much as a small product.
+
+A `Tape` holds what layers would do that have compiled operations, as rows of numbers: which one it is, then its
+arguments, sizes first and then addresses and strides in numbers. Of samples, targets, scales and pieces the rows do not
+know where they are; that is in the step's `Batch`, and an address of zero stands for the samples'.
+
+The kernels of `products` and `entropy` become part of the code that is kept here: whoever changes one has to touch this
+file, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedsim.training.fused import entropy, products
+from fedsim.training.fused.values import Context
+from fedsim.training.fused.vectors import LANES, Emitter, cgutils, compiled, inner
+from fedsim.training.groupbatches import Batch
+
+Row = tuple[int, ...]
+FORWARD, BACKWARD, BIAS, RELU, RELU_BACK, ENTROPY = range(6)
+_WIDTH = 18  # of the longest row
+
+
+class Tape:
+    """The operations of some rows."""
+
+    def __init__(self, ctx: Context, rows: Sequence[Row]) -> None:
+        self._rows = np.zeros((len(rows), _WIDTH), np.int64)
+        for i, row in enumerate(rows):
+            self._rows[i, : len(row)] = row
+        self._numbers = (ctx.one, type(ctx.one)(ctx.target.beta), type(ctx.one)(ctx.target.alpha))
+        self._n_bytes = ctx.arena.dtype.itemsize
+
+    def __call__(self, batch: Batch) -> None:
+        """Does them all, on the samples of a step."""
+        _run(*self._numbers, self._n_bytes, self._rows, batch.places)
+
+
+def recorded(
+    ctx: Context, work: Sequence[Callable[[Batch], None] | list[Row]]
+) -> list[Callable[[Batch], None]]:  # fmt: skip
+    """The same work, with a tape in place of rows that follow one another."""
+    found: list[Callable[[Batch], None]] = []
+    rows: list[Row] = []
+    for part in work:
+        if isinstance(part, list):
+            rows += part
+            continue
+        if rows:
+            found.append(Tape(ctx, rows))
+            rows = []
+        found.append(part)
+    return [*found, Tape(ctx, rows)] if rows else found
+
+
+def _rectify(e: Emitter, n: Any, x: Any, y: Any) -> None:
+    """max(x, 0), and NaN where x is; a zero keeps its sign, as torch's."""
+    with cgutils.for_range_slice(e.builder, e.index(0), n, e.index(LANES)) as (i, _):
+        numbers = e.load(e.at(x, i))
+        is_below = e.builder.fcmp_ordered("<", numbers, e.zero())
+        e.store(e.builder.select(is_below, e.zero(), numbers), e.at(y, i))
+
+
+def _rectify_back(e: Emitter, n: Any, dy: Any, y: Any, dx: Any) -> None:
+    """dy where y is above zero or NaN, else 0; written out, because as a loop it is branches that nobody foresees."""
+    with cgutils.for_range_slice(e.builder, e.index(0), n, e.index(LANES)) as (i, _):
+        is_off = e.builder.fcmp_ordered("<=", e.load(e.at(y, i)), e.zero())
+        e.store(e.builder.select(is_off, e.zero(), e.load(e.at(dy, i))), e.at(dx, i))
+
+
+_relu, _relu_back = inner(_rectify), inner(_rectify_back)
+
+
+@compiled
+def _run(one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, places: Any) -> None:
+    samples, x_slot, targets, targets_slot, scale, scale_slot, pieces, pieces_slot = places
+    for i in range(rows.shape[0]):
+        kind, a, b, c, d, e, f, g, h, j, k, m, n, o, p, q, r, s = rows[i]
+        if kind == FORWARD:
+            x, slot = (samples, x_slot) if e == 0 else (e, f)
+            products.forward(one, a, b, c, d, x, slot, g, h, j, k, m, n, o, p, n_bytes)
+        elif kind == BACKWARD:
+            x, slot = (samples, x_slot) if m == 0 else (m, n)
+            products.backward(one, a, b, c, d, e != 0, f, g, h, j, k, x, slot, o, p, q, r, s, beta, alpha, n_bytes)
+        elif kind == BIAS:
+            products.add_sums(one, a, b, c, d, e, f, g, h, beta, alpha, n_bytes)
+        elif kind == RELU:
+            _relu(one, (a, b, c))
+        elif kind == RELU_BACK:
+            _relu_back(one, (a, b, c, d))
+        else:
+            entropy.step(
+                one, a, b, c, d, e, f, g, targets, targets_slot, scale, scale_slot, pieces, pieces_slot, n_bytes
+            )  # fmt: skip

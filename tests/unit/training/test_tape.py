@@ -1,0 +1,113 @@
+"""Operations that follow one another in one compiled call: the same bits as by the layers' own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsim.config import TrainingConfig
+from fedsim.layout import Layout
+from fedsim.training import noise
+from fedsim.training.fused.machine import FusedMachine
+from fedsim.training.fused.memory import Places
+from fedsim.training.fused.pointwise import Relu
+from fedsim.training.fused.tape import Tape
+from fedsim.training.fused.values import Arena, Context, Form, Target
+from fedsim.training.groupbatches import Batch, GroupBatches
+from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy, TaskLoss
+
+Make = Callable[..., Any]
+CPU, SLOTS, BATCH = torch.device("cpu"), 3, 5
+MODULES: dict[str, tuple[nn.Module, TaskLoss, list[bool]]] = {  # and which parts of a step are tapes
+    "whole": (nn.Sequential(nn.Linear(13, 9), nn.ReLU(), nn.Linear(9, 4, bias=False)), CrossEntropy(), [True]),
+    "logistic": (nn.Linear(13, 4), CrossEntropy(), [True]),
+    "activation": (
+        nn.Sequential(nn.Linear(13, 9), nn.Tanh(), nn.Linear(9, 4)), CrossEntropy(), [True, False, True, False, True],
+    ),
+    "loss": (nn.Sequential(nn.Linear(13, 9), nn.ReLU(), nn.Linear(9, 1)), BinaryCrossEntropy(), [True, False, True]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_step_is_what_its_layers_do(make_config: Make, name: str, dtype: torch.dtype) -> None:
+    module, loss, kinds = MODULES[name]
+    section = {"batch_size": BATCH, "path": "fused"}
+    found = []
+    for is_recorded in (True, False):
+        machine = _machine(make_config(training=section).training, module, loss, dtype)
+        work = machine._program(SLOTS)._work
+        assert [isinstance(part, Tape) for part in work] == kinds
+        if not is_recorded:
+            for n, program in machine._programs.items():
+                machine._programs[n] = _Plain(program)  # type: ignore[assignment]
+        for k in range(3):
+            machine.step(k, SLOTS)
+        out_GP = torch.empty((SLOTS, machine.weights.n_values), dtype=dtype)
+        machine.read(0, out_GP)
+        found.append((out_GP.numpy().tobytes(), machine.batches.pieces_GKB[:, :3].numpy().tobytes()))
+    assert found[0] == found[1]
+
+
+def _machine(training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype: torch.dtype) -> FusedMachine:
+    """A machine with a block of batches, ready for its first step."""
+    machine = FusedMachine(module, (13,), training, loss, SLOTS, device=CPU, dtype=dtype)
+    draws, n = torch.Generator().manual_seed(3), machine.weights.n_values
+    base_GP = torch.randn((SLOTS, n), generator=draws, dtype=dtype)
+    keys = noise.Keys(0, np.arange(SLOTS), np.arange(SLOTS), [3] * SLOTS)
+    machine.start(base_GP, torch.full((SLOTS, 1), 0.1, dtype=dtype), keys)
+    batches = machine.batches
+    batches.x_GKBF[..., :13] = torch.randn(batches.x_GKBF[..., :13].shape, generator=draws, dtype=dtype)
+    batches.targets_GKB.copy_(torch.randint(0, 2, batches.targets_GKB.shape, generator=draws))
+    batches.scale_GKB.fill_(0.1 / BATCH)
+    return machine
+
+
+class _Plain:
+    """A program whose layers are called one by one."""
+
+    def __init__(self, program: Any) -> None:
+        self._program = program
+
+    def forget(self) -> None:
+        self._program.forget()
+
+    def step(self, batch: Batch) -> None:
+        program = self._program
+        program._input.full, program._input.t = batch.x_gBF, batch.samples_gBF
+        for layer in program._built:
+            layer.forward()
+        program._loss.step(*batch.columns)
+        for layer in reversed(program._built):
+            layer.backward()
+
+
+def test_relu_as_torchs_to_the_sign_of_a_zero() -> None:
+    special = torch.tensor([0.0, -0.0, 1.5, -1.5, torch.nan, torch.inf, -torch.inf, 1e-45])
+    slab = Places(Layout.of(nn.Linear(2, 2)), []).slab(2, torch.float32, CPU)
+    ctx = Context(2, 4, Arena(torch.float32, CPU), slab, Target(slab, 1.0, -1.0), is_compiled=True)
+    x = ctx.new("x", Form.ROWS, (16,), needs_grad=True)
+    layer = Relu(ctx, "relu", x)
+    rows = layer.rows()
+    nothing = GroupBatches(2, 4, 16, torch.float32, torch.zeros(()), CPU, 1).at(2, 0)
+    assert rows is not None
+    found = []
+    for is_recorded in (True, False):
+        x.m.flat.copy_(special.repeat(16))
+        if is_recorded:
+            Tape(ctx, rows[0])(nothing)
+        else:
+            layer.forward()
+        y = layer.y.m.flat.clone()
+        layer.y.m.flat_grad.copy_(special.repeat_interleave(8).repeat(2))
+        if is_recorded:
+            Tape(ctx, rows[1])(nothing)
+        else:
+            layer.backward()
+        found.append((y.numpy().tobytes(), x.m.flat_grad.numpy().tobytes()))
+    assert found[0] == found[1]

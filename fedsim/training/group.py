@@ -147,7 +147,9 @@ class GroupTrainer:
 
     def _shard(self, task: Task) -> Samples:
         people, client = self._population, task.client
-        shard = self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
+        shard = self._shards.find(("train", client))
+        if shard is None:
+            shard = self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
         assert shard.n_samples == task.n_samples, f"client {task.client}: {shard.n_samples} != {task.n_samples}"
         return shard
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedsim.config import TrainingConfig
 from fedsim.training import copying
@@ -97,7 +98,8 @@ class GroupBatches:
         if self.is_on_host:
             self.x_arrays = [rows_NF.numpy() for rows_NF in self.x_rows]
             self.target_arrays = [rows_N.numpy() for rows_N in self.target_rows]
-            self._scale = self.scale_GKB.numpy()
+            self._scale, self._pieces = self.scale_GKB.numpy(), self.pieces_GKB.numpy()
+            self._targets = self.targets_GKB.numpy()
             self._flat = [values.numpy().reshape(-1) for values in (self.x_GKBF, self.targets_GKB)]
             self._empty = [np.zeros(stride, self._flat[0].dtype), self.padding.numpy().reshape(-1)]
         else:
@@ -144,6 +146,14 @@ class GroupBatches:
                 self.x_rows[slot][start:stop] = x.flatten(1)
                 self.target_rows[slot][start:stop] = y
         self.rows_GR[slot] = copying.LEFT
+
+    def kept(self, n_slots: int, n_steps: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What the steps of the block left in `pieces_GKB`, and the targets, of the first slots, on the host."""
+        if self.is_on_host:
+            return self._pieces[:n_slots, :n_steps], self._targets[:n_slots, :n_steps]
+        both = (self.pieces_GKB, self.targets_GKB)
+        pieces, targets = (values[:n_slots, :n_steps].cpu().numpy() for values in both)
+        return pieces, targets
 
     def losses(self, each_gKB: Float64, n_steps: int) -> Float64:
         """Mean loss of each batch, float64 (g, n_steps), from the samples' losses; NaN where a client has no step."""

@@ -133,6 +133,13 @@ class ShardCache:
         """Bytes of all shards kept."""
         return self._n_bytes
 
+    def find(self, key: Hashable) -> DeviceShard | LaidShard | None:
+        """The shard of `key` if it is kept; it is then the last that was used."""
+        shard = self._kept.get(key)
+        if shard is not None:
+            self._kept.move_to_end(key)
+        return shard
+
     def get(
         self, key: Hashable, make: Callable[[], Shard], lay: Callable[[], Laid | None] = lambda: None
     ) -> DeviceShard | LaidShard:
@@ -140,9 +147,8 @@ class ShardCache:
 
         `lay` says where its samples lie, if they do.
         """
-        shard = self._kept.get(key)
+        shard = self.find(key)
         if shard is not None:
-            self._kept.move_to_end(key)
             return shard
         shard = self._laid(key, lay) or self._made(key, make)
         if shard.n_bytes <= self._bound_bytes:

@@ -147,8 +147,7 @@ class StackedMachine(SlabMachine):
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """See `fedsim.training.group.Machine.sample_losses`."""
-        losses: Float64 = self.batches.pieces_GKB[:n_slots, :n_steps].cpu().numpy().astype(np.float64)
-        return losses
+        return self.batches.kept(n_slots, n_steps)[0].astype(np.float64)
 
     def _views(self, n_slots: int) -> dict[str, Tensor]:
         return {

@@ -8,10 +8,11 @@ the backward pass takes the step itself, and zero for padding. Shapes: `g` slots
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.training.fused import entropy, tape
@@ -19,6 +20,8 @@ from fedsim.training.fused.memory import padded
 from fedsim.training.fused.values import Context, Form, Value
 from fedsim.training.objectives import BinaryCrossEntropy, Cox, CrossEntropy, MeanSquaredError, TaskLoss
 from fedsim.types import Float64
+
+Numbers = NDArray[Any]  # of the type in which they were kept
 
 
 class FusedLoss(Protocol):
@@ -28,8 +31,8 @@ class FusedLoss(Protocol):
         """Fills the gradient of the outputs."""
 
     @staticmethod
-    def losses(pieces_gKB: Float64, targets_gKB: Float64) -> Float64:
-        """The loss of each sample, from what `step` left of it."""
+    def losses(pieces_gKB: Numbers, targets_gKB: Numbers) -> Float64:
+        """The loss of each sample in float64, from what `step` left of it."""
 
 
 class FusedCrossEntropy:
@@ -53,8 +56,8 @@ class FusedCrossEntropy:
         self._dy.mul_(scale_gB1)
 
     @staticmethod
-    def losses(pieces_gKB: Float64, targets_gKB: Float64) -> Float64:
-        return -pieces_gKB
+    def losses(pieces_gKB: Numbers, targets_gKB: Numbers) -> Float64:
+        return _negative(pieces_gKB)
 
 
 class CompiledCrossEntropy(FusedCrossEntropy):
@@ -94,7 +97,8 @@ class FusedBinaryCrossEntropy:
         self._padding.zero_()
 
     @staticmethod
-    def losses(pieces_gKB: Float64, targets_gKB: Float64) -> Float64:
+    def losses(pieces_gKB: Numbers, targets_gKB: Numbers) -> Float64:
+        pieces_gKB, targets_gKB = pieces_gKB.astype(np.float64), targets_gKB.astype(np.float64)
         losses: Float64 = np.logaddexp(0.0, pieces_gKB) - targets_gKB * pieces_gKB
         return losses
 
@@ -119,8 +123,8 @@ class FusedMeanSquaredError:
         m.grad.mul_(scale_gB1 * (2.0 / self._n_values))
 
     @staticmethod
-    def losses(pieces_gKB: Float64, targets_gKBT: Float64) -> Float64:
-        return pieces_gKB
+    def losses(pieces_gKB: Numbers, targets_gKBT: Numbers) -> Float64:
+        return pieces_gKB.astype(np.float64)
 
 
 class FusedCox:
@@ -159,8 +163,13 @@ class FusedCox:
         self._padding.zero_()
 
     @staticmethod
-    def losses(pieces_gKB: Float64, targets_gKB2: Float64) -> Float64:
-        return -pieces_gKB
+    def losses(pieces_gKB: Numbers, targets_gKB2: Numbers) -> Float64:
+        return _negative(pieces_gKB)
+
+
+def _negative(pieces_gKB: Numbers) -> Float64:
+    losses: Float64 = np.negative(pieces_gKB, dtype=np.float64)
+    return losses
 
 
 FusedLossType = type[FusedCrossEntropy] | type[FusedBinaryCrossEntropy] | type[FusedMeanSquaredError] | type[FusedCox]

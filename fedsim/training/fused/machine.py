@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,9 +131,7 @@ class FusedMachine(SlabMachine):
 
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """See `fedsim.training.group.Machine.sample_losses`."""
-        pieces = self.batches.pieces_GKB[:n_slots, :n_steps].cpu().numpy().astype(np.float64)
-        targets = self.batches.targets_GKB[:n_slots, :n_steps].cpu().numpy().astype(np.float64)
-        return self._loss.losses(pieces, targets)
+        return self._loss.losses(*self.batches.kept(n_slots, n_steps))
 
     def _program(self, n_slots: int) -> program.Program:
         if n_slots not in self._programs:

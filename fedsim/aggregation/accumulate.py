@@ -7,14 +7,14 @@ array is read and written once a pass. Shape: `P` parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from fedsim.types import Float32, Float64
+from fedsim.types import Float32, Float64, Int64
 
 Ready = Callable[[int], None]
 
@@ -57,6 +57,16 @@ def fresh(weights_P: Float32) -> ServerState:
     return ServerState(weights_P.astype(np.float64), np.zeros(weights_P.size))
 
 
+class Step(NamedTuple):
+    """What `Kernels.add` or `Kernels.complete` are told of a vector; to `add` are `keep` and `scale` nothing."""
+
+    weight: float
+    kept: float = 1.0
+    keep: float = 1.0
+    scale: float = 1.0
+    is_first: bool = False
+
+
 class Kernels:
     """Block-wise passes with a scratch block of their own: one instance a rule."""
 
@@ -70,6 +80,26 @@ class Kernels:
         from fedsim.aggregation import compiled
 
         self._compiled = compiled
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether `consume` can be asked for."""
+        return self._compiled is not None
+
+    def consume(
+        self, state: ServerState, addresses: Int64, makes_version: Sequence[bool], steps: Sequence[Step]
+    ) -> list[Float32]:
+        """The versions made by `add` or `complete` of one vector after the other; bit for bit what these give.
+
+        The vectors are flat float32 (P,), by the addresses of their first values (R,). Sum and state of it are the
+        caller's to keep.
+        """
+        assert self._compiled is not None
+        new = [np.empty(state.weights_P.size, np.float32) for is_made in makes_version if is_made]
+        places = np.zeros(addresses.size, np.int64)
+        places[np.array(makes_version)] = [vector_P.__array_interface__["data"][0] for vector_P in new]
+        self._compiled.consume(state.weights_P, state.accumulator_P, addresses, places, np.array(steps))
+        return new
 
     def add(
         self, state: ServerState, vector_P: Float32, weight: float, keep: float = 1.0, ready: Ready | None = None

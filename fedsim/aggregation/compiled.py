@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
-from fedsim.types import Float32, Float64
+from fedsim.addresses import array, pointer
+from fedsim.types import Float32, Float64, Int64
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,3 +53,27 @@ def complete(
             term += total_P[i] * kept
         weights_P[i] = weights_P[i] * keep + term * scale
         new_P[i] = weights_P[i]
+
+
+_BLOCK = 4096  # values: weights, sum, update and version of a block together stay in a core's first cache or second
+
+
+@_compiled
+def consume(weights_P: Float64, total_P: Float64, addresses: Int64, new: Int64, steps: Float64) -> None:
+    """`add` of one vector after the other, or `complete` where `new` has the address of a version to be written.
+
+    All are float32 (P,), by their addresses (R,); `steps` (R, 5) has weight, kept, keep, scale of each, and whether
+    it is the first of its sum. Block by block, so that what all of them change is read and written once.
+    """
+    one, n = np.float32(1.0), weights_P.size
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        weights, total = weights_P[start:stop], total_P[start:stop]
+        for r in range(addresses.size):
+            vector = array(pointer(one, addresses[r] + 4 * start), (stop - start,))
+            weight, kept, keep, scale, is_first = steps[r, 0], steps[r, 1], steps[r, 2], steps[r, 3], steps[r, 4] != 0.0
+            if new[r] == 0:
+                add(total, vector, weight, kept, is_first)
+            else:
+                complete(weights, total, vector, array(pointer(one, new[r] + 4 * start), (stop - start,)), weight, kept,
+                         keep, scale, is_first)  # fmt: skip

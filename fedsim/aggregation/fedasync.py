@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, Step
+from fedsim.aggregation.batch import Batch, Consumed
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale, staleness_function
 from fedsim.config import FedAsyncRule
@@ -50,6 +51,19 @@ class FedAsync(BaseRule):
         mix = {"kept": 1.0 - weight, "keep": keep, "scale": 1.0}
         new_P = self._kernels.complete(state, update.vector_P, weight, **mix, ready=update.ready)
         return state, Diagnostics(weight), new_P
+
+    def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
+        staleness, makes_version = batch.staleness.tolist(), batch.makes_version.tolist()
+        if not self._kernels.takes_batches or is_too_stale(max(staleness), self._max_staleness):
+            return super().consume(state, batch)
+        steps: list[Step] = []
+        for lag, is_made in zip(staleness, makes_version, strict=True):
+            weight = self._alpha * self._staleness(lag)
+            keep = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
+            steps.append(Step(weight, 1.0 - weight, keep, 1.0, state.n_accumulated == 0))
+            state.weight_sum, state.n_accumulated = (0.0, 0) if is_made else (keep, state.n_accumulated + 1)
+        versions = self._kernels.consume(state, batch.addresses, makes_version, steps)
+        return state, Consumed([step.weight for step in steps], [()] * len(steps), versions)
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:
         return 0.0 if is_too_stale(staleness, self._max_staleness) else self._alpha * self._staleness(staleness)

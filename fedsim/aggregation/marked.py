@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedsim.aggregation.accumulate import Diagnostics, ServerState
+from fedsim.aggregation.batch import Batch, Consumed, one_by_one
 from fedsim.aggregation.rule import Arrival, Rule
 from fedsim.types import Float32, Float64, Int64, TaskReport, Update
 
@@ -45,6 +46,9 @@ class Marked:
     ) -> tuple[ServerState, Diagnostics, Float32]:
         state, said, new_P = self._inner.complete(state, update, arrival)
         return state, self._marked(said, arrival), new_P
+
+    def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
+        return one_by_one(self, state, batch)
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:
         return self._inner.planned_weight(n_samples, staleness)

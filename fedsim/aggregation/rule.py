@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, fresh, published
+from fedsim.aggregation.batch import Batch, Consumed, one_by_one
 from fedsim.types import Float32, Float64, Int64, Task, TaskReport, Update
 from fedsim.userfiles import UserFunction
 
@@ -122,6 +123,9 @@ class Rule(Protocol):
     ) -> tuple[ServerState, Diagnostics, Float32]:
         """`accumulate` of the last update of a version, then `commit` and `publish`: the same bits, in fewer passes."""
 
+    def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
+        """`accumulate` of each update of a batch, or `complete` where it makes a version: the same bits, together."""
+
     def planned_weight(self, n_samples: int, staleness: int) -> float:
         """The weight that an update of so many samples enters with; NaN if that takes more than the schedule knows."""
 
@@ -132,6 +136,7 @@ class Rule(Protocol):
 class BaseRule:
     """What most rules share: they take differences, keep weights and accumulator, and send the weights alone."""
 
+    name: str
     payload: Literal["delta", "model"] = "delta"
     scalar_names: tuple[str, ...] = ()
     needs_base = False
@@ -170,6 +175,9 @@ class BaseRule:
         state, diagnostics = self.accumulate(state, update, arrival)
         state = self.commit(state)
         return state, diagnostics, self.publish(state)
+
+    def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
+        return one_by_one(self, state, batch)
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:
         return math.nan

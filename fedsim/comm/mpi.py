@@ -23,6 +23,7 @@ from fedsim.comm.nodes import PRIVATE, Ledger, Shelf, Shown
 from fedsim.comm.openmpi import stop_yielding
 from fedsim.comm.pieces import PIECE, Incoming, Receiving, spans
 from fedsim.comm.sleeping import wake_in_time
+from fedsim.comm.tables import ReportTable
 from fedsim.comm.transport import (
     NO_VERSION,
     Backoff,
@@ -274,11 +275,10 @@ class MpiTransport:
         return request
 
     def _await_trained(self, worker: int, body: wire.Bytes, messages: list[Message]) -> None:
-        reports, sent = wire.decode_trained(worker, worker + 1, body)
-        n_sent = sum(sent)
-        if n_sent:
-            coming = [report for report, is_sent in zip(reports, sent, strict=True) if is_sent]
-            tasks = [report.task for report in coming]
+        reports, sent = wire.decode_trained(worker + 1, body)
+        if any(sent):
+            coming = ReportTable(reports.rows[sent], reports.rank)
+            tasks = coming.rows["task"].tolist()
             self._await_updates(worker, tasks, coming, lambda rows: Trained(worker, reports, sent, rows))
         else:
             messages.append(Trained(worker, reports, sent, empty_rows(0, self._lengths.update)))

@@ -6,48 +6,20 @@ a header of eight int64 words, the worker's counters, then its records. Both are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.comm.tables import REPORT, TASK, ReportTable, TaskTable
 from fedsim.comm.transport import N_COUNTERS, Collected, Command, Counters, Delivered, Evaluated, Failed, Trained
-from fedsim.types import EvaluationRow, Float64, Task, TaskReport
+from fedsim.types import EvaluationRow, Float64
 
 Bytes = NDArray[np.uint8]
 
 MAX_TASKS = 512
 MAX_TEXT_BYTES = 16384
-
-TASK = np.dtype(
-    [
-        ("task", "<i8"),
-        ("client", "<i8"),
-        ("base_version", "<i8"),
-        ("n_samples", "<i8"),
-        ("n_steps", "<i8"),
-        ("first_step", "<i8"),
-        ("learning_rate", "<f8"),
-        ("dispatch_s", "<f8"),
-        ("arrival_s", "<f8"),
-        ("send", "<i8"),
-    ]
-)
-REPORT = np.dtype(
-    [
-        ("task", "<i8"),
-        ("n_samples", "<i8"),
-        ("n_steps", "<i8"),
-        ("loss_before", "<f8"),
-        ("loss_after", "<f8"),
-        ("update_norm", "<f8"),
-        ("train_s", "<f8"),
-        ("sent", "<i8"),
-    ]
-)
 
 _WORDS = 8
 _HEADER_BYTES = 8 * _WORDS
@@ -65,9 +37,8 @@ def encode_command(command: Command) -> Bytes:
     stop = command.stop * (1 + 2 * command.shows_stack + 4 * command.comes_again)
     flags = (command.evaluate, int(command.collect), stop, int(command.total))
     header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
-    tasks = np.array(
-        [(*task[:8], task.arrival_s, send) for task, send in zip(command.tasks, command.send, strict=True)], dtype=TASK
-    )
+    tasks = TaskTable.of(command.tasks).rows
+    tasks["send"] = command.send
     numbers = np.array([number for part in lists for number in part], dtype="<i8")
     weights = np.array(command.weights, dtype="<f8")
     return np.concatenate([part.view(np.uint8) for part in (header, tasks, numbers, weights)])
@@ -77,12 +48,12 @@ def decode_command(data: Bytes) -> Command:
     """The command in a received buffer; bytes after its end are ignored. Of its tasks' times two are there."""
     n_tasks, *counts, evaluate, collect, stop, total = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
     end = _COMMAND_HEADER_BYTES + n_tasks * TASK.itemsize
-    records = data[_COMMAND_HEADER_BYTES:end].view(TASK).tolist()
+    records = data[_COMMAND_HEADER_BYTES:end].view(TASK)
     after = end + 8 * sum(counts)
     numbers = data[end:after].view("<i8").tolist()
     lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
-    tasks = [_task(record) for record in records]
-    send = [bool(record[-1]) for record in records]
+    tasks = list(TaskTable(records))
+    send = records["send"].astype(bool).tolist()
     coming, forget, fetch, drop, commit, discard, adopt, add, places = lists
     weights = data[after : after + 8 * len(add)].view("<f8").tolist()
     last = (bool(collect), bool(stop & 2), add, weights, bool(total), places, bool(stop & 4))
@@ -95,12 +66,6 @@ def _lists(command: Command) -> tuple[Sequence[int], ...]:
     return (*first, command.commit, command.discard, command.adopt, command.add, command.places)
 
 
-def _task(record: Sequence[Any]) -> Task:
-    task, client, base_version, n_samples, n_steps, first_step, learning_rate, dispatch_s, arrival_s, _ = record
-    times = (dispatch_s, math.nan, math.nan, math.nan, arrival_s, math.nan)
-    return Task(task, client, base_version, n_samples, n_steps, first_step, learning_rate, *times, False, True)
-
-
 def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> Bytes:
     header = np.array([kind, n, version, body.size, 0, 0, 0, 0], dtype="<i8")
     tail = np.array([getattr(counters, name) for name in Counters.__slots__], dtype="<f8")
@@ -109,11 +74,9 @@ def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> 
 
 def encode_trained(message: Trained, counters: Counters) -> Bytes:
     """Reports of a trained group; the rows sent travel apart."""
-    records = [
-        (r.task, r.n_samples, r.n_steps, r.loss_before, r.loss_after, r.update_norm, r.train_s, sent)
-        for r, sent in zip(message.reports, message.sent, strict=True)
-    ]
-    return _reply(TRAINED, len(records), 0, counters, np.array(records, dtype=REPORT).view(np.uint8))
+    records = ReportTable.of(message.reports).rows
+    records["sent"] = message.sent
+    return _reply(TRAINED, records.size, 0, counters, records.view(np.uint8))
 
 
 def encode_delivered(message: Delivered, counters: Counters) -> Bytes:
@@ -158,11 +121,10 @@ def decode_header(data: Bytes) -> tuple[int, int, int, Counters, Bytes]:
     return kind, n, version, counters, data[start : start + size].copy()
 
 
-def decode_trained(worker: int, rank: int, body: Bytes) -> tuple[list[TaskReport], list[bool]]:
+def decode_trained(rank: int, body: Bytes) -> tuple[ReportTable, list[bool]]:
     """Reports of a group, and for each whether its row was sent."""
-    records = body.view(REPORT).tolist()
-    reports = [TaskReport(r[0], rank, *r[1:7]) for r in records]
-    return reports, [bool(r[7]) for r in records]
+    records = body.view(REPORT)
+    return ReportTable(records, rank), records["sent"].astype(bool).tolist()
 
 
 def decode_failed(worker: int, body: Bytes) -> Failed:

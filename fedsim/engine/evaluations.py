@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from fedsim import states
 from fedsim.config import EvaluationConfig, TargetConfig
 from fedsim.engine.supply import Supply
@@ -23,6 +25,10 @@ class Recorder(Protocol):
     """What the engine asks of the record."""
 
     def append(self, table: str, row: Sequence[float]) -> None: ...
+
+    def extend(self, table: str, rows: Sequence[Sequence[float]]) -> None: ...
+
+    def extend_columns(self, table: str, columns: Sequence[NDArray[Any]]) -> None: ...
 
     def tick(self, now_s: float) -> None: ...
 
@@ -91,10 +97,14 @@ class Evaluations:
 
     def published(self, version: int, virtual_s: float) -> None:
         """Called with every new version: evaluates it if it is one of those to be evaluated."""
-        every = self._config.every_versions
-        if self._has_tests and every is not None and version % every == 0:
+        if self.are_due(version):
             self._issue(version, virtual_s)
         self.collect()
+
+    def are_due(self, version: int) -> bool:
+        """Whether a version is one of those to be evaluated."""
+        every = self._config.every_versions
+        return self._has_tests and every is not None and version % every == 0
 
     def target_reached(self, version: int) -> bool:
         """Whether an evaluation that may be read at this version reached the target; waits for it if it must."""

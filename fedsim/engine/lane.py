@@ -1,9 +1,9 @@
 """The fast lane: a plain schedule is planned ahead in rows, and its tasks pass through without a state machine each.
 
 Where a schedule depends on no update (`fedsim.schedule.ahead`), the order in which updates are consumed is known long
-before they are trained. So the lane holds the next rows of the record's table of tasks: the rows whose base version is
-there are ready, the first of them is due, and what is trained waits under its task's number. Rank zero does little more
-than apply updates.
+before they are trained. So the lane holds the next rows of the record's table of tasks as columns
+(`fedsim.engine.rows`): the rows whose base version is there are ready, the first of them is due, and what is trained
+waits in its row. Rank zero hands all that is here from the first row on to the rule together, and does little else.
 
 Whatever is not plain (a failure, a dead worker, the exact end of a run) is left to the general path: `Server` takes
 over all that the lane has, at any moment, and so it does for a checkpoint. Room is not counted here, since the lane
@@ -12,21 +12,25 @@ opens only where there is room for all that can be unconsumed. The bits do not d
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.comm.tables import ReportTable, TaskTable
 from fedsim.comm.transport import Command, Trained
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
+from fedsim.engine.rows import Rows, Stage
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
 from fedsim.schedule.alone import Federation, reason_against
 from fedsim.schedule.placement import ANY_WORKER
 from fedsim.schedule.schedule import Plain
-from fedsim.types import Float32, Task, TaskReport
+from fedsim.types import Int64, Task
 
 if TYPE_CHECKING:
     from fedsim.engine.plan import Plan
@@ -35,17 +39,8 @@ if TYPE_CHECKING:
 _LEAST_UPDATES = 4096  # a shorter run is over before the compiled schedule is loaded
 _MOST_CLIENTS = 2**17  # what is known of each is kept in memory
 _EVALUATED = 64  # versions that evaluations may keep
-_LOOKED_AT = 1024  # rows of a queue, to see what is needed first
-_SPARE = 4096  # consumed rows that are kept before they are thrown away together
-
-
-class Result(NamedTuple):
-    """An update that is here; times as in `Item`."""
-
-    report: TaskReport
-    row_P: Float32
-    submitted_s: float
-    arrived_s: float
+_TOGETHER = 64  # rows that are consumed together at most
+_TOGETHER_VALUES = 2**22  # and values in them: 20 ms or so, in which nobody is listened to
 
 
 class Depot(NamedTuple):
@@ -56,6 +51,22 @@ class Depot(NamedTuple):
     shelves: Shelves
     host_of: Callable[[int], int]
     post: Callable[[int, Command], None]
+
+
+class _Group(NamedTuple):
+    """Rows that are at a worker, ascending, and from which versions how many of them start."""
+
+    rows: Int64
+    numbers: Int64
+    bases: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _Foreign:
+    """A task that was posted before the lane opened: its item, and its row once that is known."""
+
+    item: Item
+    row: int = -1
 
 
 class Lane:
@@ -71,6 +82,7 @@ class Lane:
         *,
         n_in_flight: int,
         n_merge: int,
+        n_scalars: int = 0,
     ) -> None:
         self._ahead = ahead
         self._versions = versions
@@ -79,26 +91,22 @@ class Lane:
         self._clock = clock
         self._n_in_flight = n_in_flight
         self._n_merge = n_merge
+        self._n_scalars = n_scalars
         self._n_planned = 2 * (n_in_flight + n_merge)  # rows that are always known
+        self._most_together = max(1, min(_TOGETHER, _TOGETHER_VALUES // versions.n_parameters))
         self._depot: Depot | None = None
         self._version = -1
         self._start(0, 0)
 
     def _start(self, version: int, n_consumed: int) -> None:
-        self._tasks: list[Task] = []
-        self._makes: list[bool] = []
-        self._first = 0  # the row of the first of these
+        self.rows = Rows(self._n_scalars)
         self.row = 0
         self._n_consumed = n_consumed  # before row 0
         self._version = version
-        self._waiting: defaultdict[int, list[int]] = defaultdict(list)  # rows by a base that is not there yet
-        self._n_based: defaultdict[int, int] = defaultdict(int)  # tasks by such a base, beyond the known rows, too
+        self._n_based: defaultdict[int, int] = defaultdict(int)  # tasks by a base that is not there yet
         self._made_s: dict[int, float] = {}
-        self._shared: list[int] = []
-        self._own: defaultdict[int, list[int]] = defaultdict(list)
-        self._n_ready = 0
-        self._posted: dict[int, tuple[int, int]] = {}  # task -> worker, base version
-        self._results: dict[int, Result] = {}
+        self._groups: dict[int, _Group] = {}  # by the number of their first task
+        self._foreign: dict[int, _Foreign] = {}
 
     @property
     def is_open(self) -> bool:
@@ -108,16 +116,19 @@ class Lane:
 
     def is_worth_it(self, n_reached: int, version: int) -> bool:
         """Whether the exact end of the run is far enough."""
-        stop, n = self._stop, self._n_merge
-        if stop.updates is not None and n_reached + 2 * n >= stop.updates:
-            return False
-        if stop.versions is not None and version + 2 > stop.versions:
-            return False
-        return stop.virtual_s is None or not self._tasks or self._is_before(stop.virtual_s)
+        return self._is_before_end(n_reached, version, 0)
 
-    def _is_before(self, virtual_s: float) -> bool:
-        self._plan(2 * self._n_merge)
-        return self._tasks[self.row - self._first + 2 * self._n_merge - 1].arrival_s <= virtual_s
+    def _is_before_end(self, n_reached: int, version: int, n_rows: int) -> bool:
+        """The same, once this many further rows are consumed."""
+        stop, n = self._stop, self._n_merge
+        if stop.updates is not None and n_reached + n_rows + 2 * n >= stop.updates:
+            return False
+        if stop.versions is not None and version - (-n_rows // n) + 2 > stop.versions:
+            return False
+        if stop.virtual_s is None or not self.rows.number.size:
+            return True
+        self._plan(n_rows + 2 * n)
+        return bool(self.rows.arrival_s[self.row - self.rows.first + n_rows + 2 * n - 1] <= stop.virtual_s)
 
     def open(self, plain: Plain, items: Sequence[Item], depot: Depot) -> bool:
         """Goes on from a schedule that made a version and dispatched, with what is known of its tasks; if it can."""
@@ -125,13 +136,9 @@ class Lane:
             return False
         self._start(plain.version, plain.n_consumed)
         for item in items:
-            number = item.task.task
             self._made_s.setdefault(item.task.base_version, item.submitted_s)
-            if item.state is State.POSTED:
-                self._posted[number] = (item.worker, item.task.base_version)
-            elif item.state is State.HERE:
-                assert item.report is not None and item.row_P is not None
-                self._results[number] = Result(item.report, item.row_P, item.submitted_s, item.arrived_s)
+            if item.state is not State.READY:
+                self._foreign[item.task.task] = _Foreign(item)
         self._made_s.setdefault(plain.version, self._clock())
         self._depot = depot
         self._ahead.take_over(plain)
@@ -140,108 +147,164 @@ class Lane:
 
     def owed(self) -> tuple[list[Task], Plain]:
         """The tasks that the next version is still made of, and the schedule right after that was decided."""
-        at = self.row - self._first
-        stop = self._makes.index(True, at) + 1
-        return self._tasks[at:stop], self._ahead.at(self._n_consumed + self._first + stop)
+        at, stop = self.row - self.rows.first, self._next_making() + 1
+        tasks = [self.rows.task(index) for index in range(at, stop)]
+        return tasks, self._ahead.at(self._n_consumed + self.rows.first + stop)
 
     def items(self, tasks: Sequence[Task]) -> list[Item]:
         """The tasks that are not consumed as the general path keeps them."""
+        rows, at = self.rows, self.row - self.rows.first
+        index_of = {number: at + i for i, number in enumerate(rows.number[at:].tolist())}
         items = []
         for task in tasks:
             item = Item(task, (task.due_s, task.arrival_s, task.task), submitted_s=self._made_s[task.base_version])
-            result = self._results.get(task.task)
-            if result is not None:
-                item.state, item.report, item.row_P = State.HERE, result.report, result.row_P
-                item.arrived_s, item.worker = result.arrived_s, result.report.worker
-            elif task.task in self._posted:
-                item.state, item.worker, item.granted = State.POSTED, self._posted[task.task][0], True
+            index = index_of.get(task.task)
+            foreign = self._foreign.get(task.task)
+            if foreign is not None:
+                known = foreign.item
+                item.state, item.worker, item.granted = known.state, known.worker, known.granted
+                item.report, item.row_P, item.arrived_s = known.report, known.row_P, known.arrived_s
+            elif index is not None and rows.stage[index] == Stage.POSTED:
+                item.state, item.worker, item.granted = State.POSTED, int(rows.worker[index]), True
+            elif index is not None and rows.stage[index] == Stage.HERE:
+                item.state, item.report, item.row_P = State.HERE, rows.report(index), rows.vectors[rows.first + index]
+                item.arrived_s, item.worker = float(rows.arrived_s[index]), int(rows.worker[index])
             items.append(item)
         return items
 
     def close(self) -> None:
         """Somebody else goes on."""
         self._depot = None
+        self._start(0, 0)
 
     # ------------------------------------------------------------------------------ rows
 
-    def head(self) -> tuple[Task, bool]:
-        """The task whose update is due, and whether that makes a version."""
-        at = self.row - self._first
-        return self._tasks[at], self._makes[at]
+    def n_due(self, n_reached: int) -> int:
+        """How many updates are here that are next, as many as can be consumed together; near the end of the run none
+        beyond the next version."""
+        at = self.row - self.rows.first
+        n_known = self.rows.stop - self.row - self._n_in_flight - self._n_merge  # whose versions' tasks are known
+        here = self.rows.stage[at : at + min(self._most_together, n_known)] == Stage.HERE
+        n = here.size if here.all() else int(here.argmin())
+        if n and not self._is_before_end(n_reached, self._version, n):
+            n = min(n, self._next_making() + 1 - at)
+        return n
 
-    def result(self) -> Result | None:
-        """The update that is due, if it is here."""
-        return self._results.get(self._tasks[self.row - self._first].task)
+    def _next_making(self) -> int:
+        """The index of the next row that makes a version."""
+        at = self.row - self.rows.first
+        return at + int(self.rows.makes_version[at:].argmax())
 
-    def consumed(self, task: Task) -> None:
-        """The due update was applied."""
-        del self._results[task.task]
-        self.row += 1
+    def consumed(self, n: int) -> None:
+        """The next rows were applied: their base versions have so many users less."""
+        rows, at = self.rows, self.row - self.rows.first
+        for row in range(self.row, self.row + n):
+            del rows.vectors[row]
+        if self._foreign:
+            for number in rows.number[at : at + n].tolist():
+                self._foreign.pop(number, None)
+        self.row += n
 
-    def published(self, version: int) -> None:
-        """The version is there: what starts from it can be trained."""
+    def published(self, version: int) -> int:
+        """How many tasks that were dispatched start from the version, which is there now."""
         self._version = version
         self._made_s[version] = self._clock()
-        n = self._n_based.pop(version, 0)
-        if n:
-            self._versions.retain(version, n)
-        for row in self._waiting.pop(version, ()):
-            self._enqueue(row)
+        return self._n_based.pop(version, 0)
+
+    def go_on(self) -> None:
+        """What starts from the versions that were published can be trained."""
+        rows, at = self.rows, self.row - self.rows.first
+        stage = rows.stage[at:]
+        stage[(stage == Stage.WAITING) & (rows.base[at:] <= self._version)] = Stage.READY
         self._plan(self._n_planned)
+
+    def unrecorded(self, least: int = 1) -> list[NDArray[Any]] | None:
+        """Columns for the record of what was consumed and is not there yet, if that is so many rows at least."""
+        return self.rows.unrecorded(self.row) if self.row - self.rows.n_recorded >= least else None
 
     def _plan(self, n: int) -> None:
         """Sees to it that `n` rows from the next on are known."""
-        while self._first + len(self._tasks) - self.row < n:
-            if self.row - self._first > _SPARE:
-                self._forget()
+        rows = self.rows
+        while rows.stop - self.row < n:
             planned = self._ahead.plan()
-            row = self._first + len(self._tasks)
-            self._tasks += planned.tasks
-            self._makes += planned.makes_version
             for version, count in planned.n_based.items():
                 if version <= self._version:
                     self._versions.retain(version, count)
                 else:
                     self._n_based[version] += count
-            for task in planned.tasks:
-                if task.base_version > self._version:
-                    self._waiting[task.base_version].append(row)
-                elif task.task not in self._posted and task.task not in self._results:
-                    self._enqueue(row)
-                row += 1
+            assert self._depot is not None
+            host_of, first = self._depot.host_of, rows.stop
+            host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
+            is_there = planned.tasks.base_version <= self._version
+            rows.extend(planned, host, np.where(is_there, np.int8(Stage.READY), np.int8(Stage.WAITING)))
+            if self._foreign:
+                self._know_foreign(first)
+            self._forget()
+
+    def _know_foreign(self, first: int) -> None:
+        """Finds those posted before among the rows from `first` on."""
+        for row, number in enumerate(self.rows.number[first - self.rows.first :].tolist(), first):
+            foreign = self._foreign.get(number)
+            if foreign is None:
+                continue
+            foreign.row = row
+            self.rows.stage[row - self.rows.first] = Stage.POSTED
+            self.rows.worker[row - self.rows.first] = foreign.item.worker
+            if foreign.item.state is State.HERE:
+                self._put_foreign(foreign)
+
+    def _put_foreign(self, foreign: _Foreign) -> None:
+        item, index = foreign.item, np.array([foreign.row - self.rows.first])
+        assert item.report is not None and item.row_P is not None
+        reports = ReportTable.of([item.report])
+        self.rows.put(index, reports.rank, reports.rows, item.row_P[None], item.submitted_s, item.arrived_s)
 
     def _forget(self) -> None:
-        """Lets go of consumed rows, and of times that no task asks for any more."""
-        n = self.row - self._first
-        del self._tasks[:n], self._makes[:n]
-        self._first = self.row
+        """Lets go of what no row asks for any more."""
         self._ahead.forget(self._n_consumed + self.row)
         for version in [version for version in self._made_s if version not in self._versions]:
             del self._made_s[version]
 
     # ------------------------------------------------------------------------------ workers
 
-    def _enqueue(self, row: int) -> None:
-        assert self._depot is not None
-        host = self._depot.host_of(self._tasks[row - self._first].client)
-        heapq.heappush(self._shared if host == ANY_WORKER else self._own[host], row)
-        self._n_ready += 1
-
     def pump(self, is_waiting: bool) -> None:
         """Posts groups to workers that have none, and to others what is needed before anything new can start."""
         depot = self._depot
         assert depot is not None
-        if not self._n_ready:
-            return
+        at = self.row - self.rows.first
+        ready = at + np.flatnonzero(self.rows.stage[at:] == Stage.READY)
         for n_groups in range(self._bounds.n_groups):
             for worker in depot.living:
                 desk = depot.desks[worker]
-                if desk.n_groups == n_groups and (queue := self._own[worker] or self._shared):
-                    n = min(self._size(desk, queue, is_waiting), self._bounds.worker_rows - desk.n_rows)
-                    if n > 0:
-                        self._post(worker, desk, queue, min(n, len(queue)))
+                if not ready.size:
+                    return
+                if desk.n_groups == n_groups:
+                    ready = self._post_some(worker, desk, ready, is_waiting)
 
-    def _size(self, desk: Desk, queue: list[int], is_waiting: bool) -> int:
+    def _post_some(self, worker: int, desk: Desk, ready: Int64, is_waiting: bool) -> Int64:
+        """Posts a group out of what is ready, as indices, if it is time; returns what is left."""
+        hosts = self.rows.host[ready]
+        own = hosts == worker
+        is_shared = not own.any()
+        queue = ready[hosts == ANY_WORKER] if is_shared else ready[own]
+        if not queue.size:
+            return ready
+        n_unconsumed = ready.size + self._n_at_workers()
+        n = self._size(desk, queue, n_unconsumed, is_shared=is_shared, is_waiting=is_waiting)
+        n = min(n, self._bounds.worker_rows - desk.n_rows, queue.size)
+        if n <= 0:
+            return ready
+        self._post(worker, desk, queue[:n])
+        left: Int64 = ready[self.rows.stage[ready] == Stage.READY]
+        return left
+
+    def _n_at_workers(self) -> int:
+        """How many tasks are posted or here, and not consumed."""
+        at = self.row - self.rows.first
+        n_unknown = sum(foreign.row < 0 for foreign in self._foreign.values())
+        return int(np.count_nonzero(self.rows.stage[at:] >= Stage.POSTED)) + n_unknown
+
+    def _size(self, desk: Desk, queue: Int64, n_unconsumed: int, *, is_shared: bool, is_waiting: bool) -> int:
         """How many tasks a worker gets now.
 
         Where they are all that can be trained before the next version, they are dealt out in groups of one size, no
@@ -251,60 +314,81 @@ class Lane:
         """
         assert self._depot is not None
         living, desks, most = self._depot.living, self._depot.desks, self._bounds.group_size
-        is_shared = queue is self._shared
-        n_ready, n_alike = len(queue), 1
+        n_ready, n_alike = queue.size, 1
         if is_shared:
             n_alike = sum(desks[worker].n_groups == desk.n_groups for worker in living)
-        fill = min(most, max(1, self._n_unconsumed() // (2 * self._bounds.n_groups * len(living))))
+        fill = min(most, max(1, n_unconsumed // (2 * self._bounds.n_groups * len(living))))
         if not desk.n_groups:
             share = _dealt(n_ready, n_alike, most)
-            if is_waiting and is_shared and len(living) > 1 and queue[0] == self.row:
+            if is_waiting and is_shared and len(living) > 1 and queue[0] == self.row - self.rows.first:
                 return min(share, self._n_before_unknown(queue))
             return share if is_waiting or share >= fill else 0
-        if n_needed := self._n_needed(queue):
+        if n_needed := int(np.searchsorted(queue, self._next_making(), "right")):
             return _dealt(n_needed, n_alike, most)
         return fill if n_ready >= fill * (1 + (len(living) if is_shared else 1)) else 0
 
-    def _n_unconsumed(self) -> int:
-        return self._n_ready + len(self._posted) + len(self._results)
-
-    def _n_needed(self, queue: list[int]) -> int:
-        """How many of the tasks that are ready the next version is made of."""
-        at = self.row - self._first
-        stop = self._first + self._makes.index(True, at) + 1
-        return sum(row < stop for row in islice(queue, _LOOKED_AT))
-
-    def _n_before_unknown(self, queue: list[int]) -> int:
+    def _n_before_unknown(self, queue: Int64) -> int:
         """How many of the tasks that are ready are consumed before the first whose base version is not there yet."""
-        at = self.row - self._first
-        while at < len(self._tasks) and self._tasks[at].base_version <= self._version:
-            at += 1
-        return sum(row < self._first + at for row in islice(queue, _LOOKED_AT))
+        at = self.row - self.rows.first
+        waiting = self.rows.stage[at:] == Stage.WAITING
+        first = at + int(waiting.argmax()) if waiting.any() else at + waiting.size
+        return int(np.searchsorted(queue, first))
 
-    def _post(self, worker: int, desk: Desk, queue: list[int], n: int) -> None:
-        depot = self._depot
+    def _post(self, worker: int, desk: Desk, index: Int64) -> None:
+        depot, rows = self._depot, self.rows
         assert depot is not None
-        first, rows = self._first, [heapq.heappop(queue) for _ in range(n)]
-        tasks = [self._tasks[row - first] for row in rows]
-        self._n_ready -= n
-        coming = [task.base_version for task in tasks if depot.shelves.pin_for_task(worker, task.base_version)]
-        for task in tasks:
-            self._posted[task.task] = (worker, task.base_version)
+        rows.stage[index], rows.worker[index] = Stage.POSTED, worker
+        bases = counted(rows.base[index])
+        coming = [version for version, n in bases if depot.shelves.pin_for_tasks(worker, version, n)]
+        group = _Group(index + rows.first, rows.number[index], bases)
+        self._groups[int(group.numbers[0])] = group
         desk.n_groups += 1
-        desk.n_rows += n
-        depot.post(worker, Command(tasks, [True] * n, coming))
+        desk.n_rows += index.size
+        depot.post(worker, Command(TaskTable(rows.tasks[index]), [True] * index.size, coming))
 
     def trained(self, message: Trained) -> None:
         """A group is here."""
-        depot = self._depot
+        depot, reports = self._depot, ReportTable.of(message.reports)
         assert depot is not None
         desk, now_s = depot.desks[message.worker], self._clock()
         desk.n_groups -= 1
-        desk.n_rows -= len(message.reports)
+        desk.n_rows -= len(reports)
+        group = self._groups.pop(int(reports.rows["task"][0]), None) if len(reports) else None
+        if group is None:
+            self._foreign_trained(message, now_s)
+            return
+        assert np.array_equal(group.numbers, reports.rows["task"])
+        for version, n in group.bases:
+            depot.shelves.unpin_from_tasks(message.worker, version, n)
+        index = group.rows - self.rows.first
+        made_s = self._made_s
+        submitted_s: Any = [made_s[version] for version in self.rows.base[index].tolist()]
+        self.rows.put(index, reports.rank, reports.rows, message.rows, submitted_s, now_s)
+
+    def _foreign_trained(self, message: Trained, now_s: float) -> None:
+        """A group is here that was posted before the lane opened."""
+        assert self._depot is not None
         for report, row_P in zip(message.reports, message.rows, strict=True):
-            _, base_version = self._posted.pop(report.task)
-            depot.shelves.unpin_from_task(message.worker, base_version)
-            self._results[report.task] = Result(report, row_P, self._made_s[base_version], now_s)
+            foreign = self._foreign[report.task]
+            item = foreign.item
+            self._depot.shelves.unpin_from_tasks(message.worker, item.task.base_version, 1)
+            item.state, item.report, item.row_P, item.arrived_s = State.HERE, report, row_P, now_s
+            if foreign.row >= 0:
+                self._put_foreign(foreign)
+
+
+def counted(versions: Int64) -> list[tuple[int, int]]:
+    """How many there are of each version.
+
+    >>> counted(np.array([3, 3, 5]))
+    [(3, 2), (5, 1)]
+    """
+    if (versions == versions[0]).all():
+        return [(int(versions[0]), versions.size)]
+    counts: dict[int, int] = {}
+    for version in versions.tolist():
+        counts[version] = counts.get(version, 0) + 1
+    return list(counts.items())
 
 
 def lane_of(made: Plan, versions: VersionStore, clock: Callable[[], float]) -> Lane | None:
@@ -320,9 +404,9 @@ def lane_of(made: Plan, versions: VersionStore, clock: Callable[[], float]) -> L
         made.population.n_clients, made.members, work.n_samples, work.n_steps, work.n_processed, made.devices
     )
     ahead = Ahead(config.schedule, federation, config.seed, work.learning_rate, n_rows=2 * made.concurrency + 256)
-    n_merge = made.n_merge
     return Lane(
-        ahead, versions, made.bounds, config.stop, clock, n_in_flight=made.concurrency, n_merge=n_merge
+        ahead, versions, made.bounds, config.stop, clock,
+        n_in_flight=made.concurrency, n_merge=made.n_merge, n_scalars=len(made.rule.scalar_names),
     )  # fmt: skip
 
 

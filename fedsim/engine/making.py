@@ -15,6 +15,13 @@ class Merged:
     staleness_sum: int = 0
     staleness_max: int = 0
 
+    def add(self, staleness: int, weight: float) -> None:
+        """One update more."""
+        self.n_updates += 1
+        self.weight_sum += weight
+        self.staleness_sum += staleness
+        self.staleness_max = max(self.staleness_max, staleness)
+
     def row(self, version: int, virtual_s: float, wall_s: float) -> tuple[float, ...]:
         n = self.n_updates
         mean = self.staleness_sum / n if n else math.nan

@@ -33,22 +33,22 @@ class Shelves:
         """Whether a task posted there uses the version."""
         return version in self._tasks[worker]
 
-    def pin_for_task(self, worker: int, version: int) -> bool:
-        """`pin`, by a task."""
+    def pin_for_tasks(self, worker: int, version: int, n: int = 1) -> bool:
+        """`pin`, by `n` tasks."""
         tasks = self._tasks[worker]
-        tasks[version] = tasks.get(version, 0) + 1
-        return self.pin(worker, version)
+        tasks[version] = tasks.get(version, 0) + n
+        return self.pin(worker, version, n)
 
-    def unpin_from_task(self, worker: int, version: int) -> None:
-        """`unpin`, by a task."""
+    def unpin_from_tasks(self, worker: int, version: int, n: int = 1) -> None:
+        """`unpin`, by `n` tasks."""
         tasks = self._tasks[worker]
-        tasks[version] -= 1
+        tasks[version] -= n
         if not tasks[version]:
             del tasks[version]
-        self.unpin(worker, version)
+        self.unpin(worker, version, n)
 
-    def pin(self, worker: int, version: int) -> bool:
-        """Marks a version as used once more; true if it has to be sent there first."""
+    def pin(self, worker: int, version: int, n: int = 1) -> bool:
+        """Marks a version as used `n` times more; true if it has to be sent there first."""
         users = self._users[worker]
         is_there = version in users
         if not is_there:
@@ -58,12 +58,12 @@ class Shelves:
             if version in self._to_forget[worker]:  # not told yet: it is still there
                 del self._to_forget[worker][version]
                 is_there = True
-        users[version] += 1
+        users[version] += n
         return not is_there
 
-    def unpin(self, worker: int, version: int) -> None:
-        """One use less."""
-        self._users[worker][version] -= 1
+    def unpin(self, worker: int, version: int, n: int = 1) -> None:
+        """`n` uses less."""
+        self._users[worker][version] -= n
         self._trim(worker, self._bound)
 
     def retire(self, version: int) -> None:

@@ -26,6 +26,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedsim.comm.tables import ReportTable
 from fedsim.comm.transport import (
     Backoff,
     Collected,
@@ -258,9 +259,9 @@ class Supply:
         for worker, some, rows_nS in self._settling.dealt(clients, states_nS, self._host_of):
             self._post(worker, Command(adopt=some), rows_nS)
 
-    def release_version(self, version: int) -> None:
-        """One user of a version less; with the last one the workers may forget it too."""
-        if self._versions.release(version):
+    def release_version(self, version: int, n: int = 1) -> None:
+        """`n` users of a version less; with the last one the workers may forget it too."""
+        if self._versions.release(version, n):
             self._shelves.retire(version)
 
     def pump(self, due: Item | None = None) -> None:
@@ -374,7 +375,7 @@ class Supply:
         if not group:
             return
         versions = [item.task.base_version for item in group]
-        coming = [version for version in versions if self._shelves.pin_for_task(worker, version)]
+        coming = [version for version in versions if self._shelves.pin_for_tasks(worker, version)]
         send = [self._grant(item is due) for item in group]
         for item, granted in zip(group, send, strict=True):
             item.state, item.worker, item.granted = State.POSTED, worker, granted
@@ -523,7 +524,7 @@ class Supply:
         if item is None:
             return  # a group that could be trained task by task
         self._desks[worker].n_rows -= 1
-        self._shelves.unpin_from_task(worker, item.task.base_version)
+        self._shelves.unpin_from_tasks(worker, item.task.base_version)
         self._n_server_rows -= item.granted
         item.granted = False
         if item.dropped:
@@ -538,7 +539,8 @@ class Supply:
                 self._arrived.append(item.task.task)
 
     def _note_group(self, message: Trained) -> None:
-        self._group_s += 0.1 * (sum(report.train_s for report in message.reports) - self._group_s)
+        train_s = float(ReportTable.of(message.reports).rows["train_s"].sum())
+        self._group_s += 0.1 * (train_s - self._group_s)
 
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]
@@ -549,7 +551,7 @@ class Supply:
         for report, sent in zip(message.reports, message.sent, strict=True):
             item = self._items[report.task]
             item.report = report
-            self._shelves.unpin_from_task(message.worker, item.task.base_version)
+            self._shelves.unpin_from_tasks(message.worker, item.task.base_version)
             if sent:
                 desk.n_rows -= 1
                 self._here(item, next(rows))

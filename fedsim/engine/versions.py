@@ -50,13 +50,13 @@ class VersionStore:
         """Versions that lie in the scratch file."""
         return len(self._slots)
 
-    def add(self, version: int, vector_P: Float32) -> None:
-        """Takes a version over, with one user: whoever adds it, until it calls `release`.
+    def add(self, version: int, vector_P: Float32, n: int = 1) -> None:
+        """Takes a version over, with one user, whoever adds it, until it calls `release`; or with `n`.
 
         Raises:
             ConfigError: it has a value beyond the range of what it is to be sent in.
         """
-        self._users[version] = 1
+        self._users[version] = n
         self._memory[version] = self._rounded(version, vector_P)
         while len(self._memory) > self._n_in_memory:
             self._spill(next(iter(self._memory)))  # the oldest: likely the one needed last is not known cheaply
@@ -65,9 +65,9 @@ class VersionStore:
         """One more user, or `n`."""
         self._users[version] += n
 
-    def release(self, version: int) -> bool:
-        """One user less; true if that was the last and the version is gone."""
-        self._users[version] -= 1
+    def release(self, version: int, n: int = 1) -> bool:
+        """`n` users less; true if they were the last and the version is gone."""
+        self._users[version] -= n
         if self._users[version]:
             return False
         del self._users[version]

@@ -25,6 +25,7 @@ from fedsim.record.settled import settle
 from fedsim.types import Float32
 
 Row = Sequence[int | float | str]
+_Block = list[np.ndarray[Any, Any]]  # equally long columns of a table, as they are stored
 
 FLUSH_ROWS = 4096
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)
@@ -48,6 +49,7 @@ class RecordWriter:
         self._failure = ""
         self._tables = {table.name: table for table in plan.tables()}
         self._buffers: dict[str, list[Row]] = {name: [] for name in self._tables}
+        self._blocks: dict[str, list[_Block]] = {name: [] for name in self._tables}  # older than the rows
         self._written = dict.fromkeys(self._tables, 0)
         self._chunk_bytes = {
             name: sum(column.itemsize * column.chunk_rows for column in table.columns)
@@ -84,14 +86,19 @@ class RecordWriter:
             self._write(table)
 
     def extend_columns(self, table: str, columns: Sequence[np.ndarray[Any, Any]]) -> None:
-        """Takes many rows of a table at once, as its columns in order, and writes them to the disk."""
-        columns_of = self._tables[table_named(table).name].columns
-        blocks = [_column_block(column, of) for column, of in zip(columns_of, columns, strict=True)]
-        if len({block.size for block in blocks}) != 1:
-            raise ValueError(f"table {table}: columns of {sorted({block.size for block in blocks})} rows")
-        self._write(table)
-        if blocks[0].size:
-            self._put(table, blocks)
+        """Takes many rows of a table at once, as its columns in order, which are copied."""
+        own = self._tables[table_named(table).name]
+        block = [_column_block(column, of) for column, of in zip(own.columns, columns, strict=True)]
+        if len({column.size for column in block}) != 1:
+            raise ValueError(f"table {table}: columns of {sorted({column.size for column in block})} rows")
+        blocks, rows = self._blocks[own.name], self._buffers[own.name]
+        if rows:
+            blocks.append(_blocks(own, rows))
+            rows.clear()
+        if block[0].size:
+            blocks.append(block)
+        if sum(some[0].size for some in blocks) >= self._flush_rows:
+            self._write(own.name)
 
     def tick(self, now_s: float) -> None:
         """Flushes if `flush_s` went by since the last time it did, or since the first call."""
@@ -120,7 +127,8 @@ class RecordWriter:
 
     def rows(self) -> dict[str, int]:
         """Rows taken so far by table name, buffered ones included: what a checkpoint notes (after a `flush`)."""
-        return {name: self._written[name] + len(self._buffers[name]) for name in self._tables}
+        waiting = {name: sum(block[0].size for block in blocks) for name, blocks in self._blocks.items()}
+        return {name: self._written[name] + waiting[name] + len(self._buffers[name]) for name in self._tables}
 
     def close(self, status: str, totals: RunTotals | None = None, weights_P: Float32 | None = None) -> None:
         """Flushes, writes totals and final model (float32 (P,)), then the status, and closes and syncs the file.
@@ -175,12 +183,15 @@ class RecordWriter:
             self._lock = None
 
     def _write(self, table: str) -> None:
-        """Moves a table's buffer to the disk, a column at a time, and publishes it."""
+        """Moves what waits of a table to the disk, a column at a time, and publishes it."""
         self._open_file()
-        rows = self._buffers[table]
+        rows, blocks = self._buffers[table], self._blocks[table]
         if rows:
-            self._put(table, _blocks(self._tables[table], rows))
+            blocks.append(_blocks(self._tables[table], rows))
             rows.clear()
+        if blocks:
+            self._put(table, blocks[0] if len(blocks) == 1 else [*map(np.concatenate, zip(*blocks, strict=True))])
+            blocks.clear()
 
     def _put(self, table: str, blocks: Sequence[np.ndarray[Any, Any]]) -> None:
         """Writes equally long blocks of a table's columns behind what is there."""
@@ -291,7 +302,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _blocks(table: Table, rows: list[Row]) -> list[np.ndarray[Any, Any]]:
+def _blocks(table: Table, rows: list[Row]) -> _Block:
     """The rows' columns as arrays; a row of another length, or a value of another kind, is a bug of the caller."""
     try:
         values = list(zip(*rows, strict=True))

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.config import ScheduleConfig, StopConfig
 from fedsim.schedule import compiled
-from fedsim.schedule.alone import Federation
+from fedsim.schedule.alone import Federation, TaskColumns
 from fedsim.schedule.bulk import ScheduleAlone
 from fedsim.schedule.compiled import Flight, Idle
 from fedsim.schedule.schedule import Plain
@@ -26,13 +27,15 @@ _ENDLESS = StopConfig.model_construct(versions=None, updates=None, virtual_s=Non
 
 
 class Planned(NamedTuple):
-    """The next rows: tasks in the order of their arrivals, and whether each arrival makes a version.
+    """The next rows in the order of their arrivals: columns of tasks with their learning rates (R,), and whether each
+    arrival makes a version (R,).
 
     `n_based` says how many of the tasks that were dispatched meanwhile start from which version.
     """
 
-    tasks: list[Task]
-    makes_version: list[bool]
+    tasks: TaskColumns
+    rates: Float64
+    makes_version: NDArray[np.bool_]
     n_based: dict[int, int]
 
 
@@ -94,20 +97,7 @@ class Ahead(ScheduleAlone):
         self._kept.append(_Kept(self.n_consumed, _copied(self._idle), _copied(self._flight)))
         before = int(self._flight.n[compiled.NEXT_TASK])
         columns = self.block().tasks
-        rates = [self._rate(version) for version in columns.base_version.tolist()]
-        lists = (
-            column.tolist()
-            for column in (
-                columns.task, columns.client, columns.base_version, columns.n_samples, columns.n_steps,
-                columns.dispatch_s, columns.download_s, columns.compute_s, columns.upload_s, columns.arrival_s,
-            )
-        )  # fmt: skip
-        tasks = [
-            Task(task, client, base, size, steps, 0, rate, start, down, work, up, end, end, False, True)
-            for (task, client, base, size, steps, start, down, work, up, end), rate in zip(
-                zip(*lists, strict=True), rates, strict=True
-            )
-        ]
+        rates = np.array([self._rate(version) for version in columns.base_version.tolist()])
         applied = columns.applied_version
         makes = np.append(applied[1:], self.version + 1) > applied
         flight = self._flight
@@ -115,7 +105,7 @@ class Ahead(ScheduleAlone):
         numbers = np.concatenate([columns.task, flight.task[out]])
         bases = np.concatenate([columns.base_version, flight.base_version[out]])
         versions, counts = np.unique(bases[numbers >= before], return_counts=True)
-        return Planned(tasks, makes.tolist(), dict(zip(versions.tolist(), counts.tolist(), strict=True)))
+        return Planned(columns, rates, makes, dict(zip(versions.tolist(), counts.tolist(), strict=True)))
 
     def forget(self, n_consumed: int) -> None:
         """Nobody will ask for states before so many updates were consumed."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.training.fused.vectors import array, compiled, pointer
+from fedsim.addresses import array, pointer
+from fedsim.training.fused.vectors import compiled
 
 NOTHING, LEFT = -1, -2  # in the place of a row's number: the row is emptied, or left as it is
 

@@ -21,6 +21,7 @@ TESTS = sorted(PACKAGE.parent.glob("tests/**/*.py"))
 LEVELS = {
     "types": 0,
     "errors": 0,
+    "addresses": 0,
     "philox": 0,
     "seeding": 0,
     "layout": 0,

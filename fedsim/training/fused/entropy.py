@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.training.fused.vectors import array, compiled, pointer
+from fedsim.addresses import array, pointer
+from fedsim.training.fused.vectors import compiled
 
 
 @compiled

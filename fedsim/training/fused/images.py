@@ -17,8 +17,9 @@ from typing import Any
 
 from llvmlite import ir
 
+from fedsim.addresses import array, pointer
 from fedsim.training.fused.pooling import NONE
-from fedsim.training.fused.vectors import LANES, Emitter, array, cgutils, compiled, inner, pointer
+from fedsim.training.fused.vectors import LANES, Emitter, cgutils, compiled, inner
 
 MOST_TAPS = 25  # of a kernel: so many sums of gradients are kept in registers
 _BYTES = ir.VectorType(ir.IntType(8), LANES)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.training.fused.vectors import LANES, Emitter, array, cgutils, compiled, inner, pointer
+from fedsim.addresses import array, pointer
+from fedsim.training.fused.vectors import LANES, Emitter, cgutils, compiled, inner
 
 MOST_ROWS = 64  # of a batch: with more, the libraries' blocked products are as fast
 PANEL = 256  # numbers of a row that are summed up at once: eight rows of weights and ten of samples fill half of 32 KiB

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from fedsim.addresses import array, pointer
 from fedsim.training.fused.pooling import NONE
-from fedsim.training.fused.vectors import LANES, Emitter, array, cgutils, compiled, inner, pointer
+from fedsim.training.fused.vectors import LANES, Emitter, cgutils, compiled, inner
 
 
 def _patches(e: Emitter, operands: Any, each: Any) -> None:

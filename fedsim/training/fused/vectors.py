@@ -56,21 +56,6 @@ def _operand(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return context.cast(builder, value, kind, types.intp) if isinstance(kind, types.Integer) else value
 
 
-@intrinsic
-def _pointer(typingctx: Any, one: Any, address: Any) -> Any:
-    """A pointer to numbers of the type of `one`, for `array`."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
-        return builder.inttoptr(values[1], context.get_value_type(signature.return_type))
-
-    kind: Any = types.CPointer
-    return kind(one)(one, types.intp), code
-
-
-pointer: Any = _pointer
-array: Any = getattr(numba, "carray")  # noqa: B009 - numba does not say that it has it
-
-
 class Emitter:
     """Writes operations on vectors; addresses are values of LLVM's, and so are indices unless they are numbers."""
 

@@ -145,6 +145,12 @@ class Rows:
     def append(self, table: str, row: Sequence[float]) -> None:
         self.tables[table].append(row)
 
+    def extend(self, table: str, rows: Sequence[Sequence[float]]) -> None:
+        self.tables[table] += rows
+
+    def extend_columns(self, table: str, columns: Sequence[np.ndarray[Any, Any]]) -> None:
+        self.tables[table] += list(zip(*(column.tolist() for column in columns), strict=True))
+
     def tick(self, now_s: float) -> None:
         pass
 
@@ -340,9 +346,9 @@ class Bench:
         made = Lane(ahead, versions, self.bounds, config.stop, self.clock, n_in_flight=n_in_flight, n_merge=n_merge)
         consumed = made.consumed
 
-        def counted(task: Task) -> None:
-            self.n_lane_updates += 1
-            consumed(task)
+        def counted(n: int) -> None:
+            self.n_lane_updates += n
+            consumed(n)
 
         made.consumed = counted  # type: ignore[method-assign]
         return made

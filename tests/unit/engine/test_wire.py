@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.comm import wire
+from fedsim.comm.tables import ReportTable, TaskTable
 from fedsim.comm.transport import N_COUNTERS, Command, Counters, Delivered, Evaluated, Failed, Trained, empty_rows
 from fedsim.types import EvaluationRow, Task, TaskReport
 
@@ -90,7 +91,7 @@ def test_reports(records: list[tuple[Any, ...]], counters: Counters) -> None:
     kind, n, _, told, body = wire.decode_header(data)
     assert (kind, n, told) == (wire.TRAINED, len(reports), counters)
     data[:] = 0  # the buffer waits for the next header: what was decoded must not change
-    back, back_sent = wire.decode_trained(3, 4, body)
+    back, back_sent = wire.decode_trained(4, body)
     assert len(back) == len(reports) and all(map(same, back, reports)) and back_sent == sent
 
 
@@ -160,3 +161,14 @@ def test_the_largest_messages_fit() -> None:
     assert wire.encode_trained(Trained(0, reports, [True] * n, empty_rows(0, 1)), Counters()).size <= wire.REPLY_BYTES
     assert wire.encode_delivered(Delivered(0, many, empty_rows(0, 1)), Counters()).size <= wire.REPLY_BYTES
     assert wire.encode_failed(Failed(0, 1, 2, True, "日" * 10**5), Counters()).size <= wire.REPLY_BYTES
+
+
+def test_tables_are_sequences_of_what_they_were_made_of() -> None:
+    tasks = [task(n)._replace(dispatch_s=1.0 * n, arrival_s=2.0 * n) for n in range(5)]
+    table = TaskTable.of(tasks)
+    assert TaskTable.of(table) is table and len(table) == 5 and all(map(same, table, tasks))
+    assert same(table[-1], tasks[-1]) and all(map(same, table[1:3], tasks[1:3]))
+    reports = [TaskReport(n, 7, 2 * n, 3, 0.5, 0.25 * n, 1.0, 1e-3) for n in range(4)]
+    rows = ReportTable.of(reports)
+    assert ReportTable.of(rows) is rows and list(rows) == reports and rows[2] == reports[2]
+    assert list(rows[1:]) == reports[1:] and list(ReportTable.of([])) == []

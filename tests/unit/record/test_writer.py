@@ -174,6 +174,38 @@ def test_rows_counts_what_is_still_buffered(records: Any) -> None:
     assert open_run(records.folder).n_rows("tasks") == 5
 
 
+def test_rows_and_columns_keep_their_order(records: Any) -> None:
+    def columns(first: int, stop: int) -> list[np.ndarray[Any, Any]]:
+        return [np.array(values) for values in zip(*map(records.task_row, range(first, stop)), strict=True)]
+
+    writer = records.begin()
+    writer.extend_columns("tasks", columns(0, 3))
+    writer.append("tasks", records.task_row(3))
+    writer.append("tasks", records.task_row(4))
+    writer.extend_columns("tasks", columns(5, 9))
+    writer.append("tasks", records.task_row(9))
+    assert writer.rows()["tasks"] == 10
+    writer.flush()
+    writer.extend_columns("tasks", columns(10, 5000))  # more than are kept back
+    assert open_run(records.folder).n_rows("tasks") == 5000
+    writer.extend_columns("tasks", columns(5000, 5002))
+    writer.close("done")
+    run = open_run(records.folder)
+    stored = run.columns("tasks", ["task", "virtual_arrival_s"])
+    assert stored["task"].tolist() == list(range(5002))
+    assert stored["virtual_arrival_s"].tolist() == [task + 1.0 for task in range(5002)]
+
+
+def test_columns_of_other_lengths_or_kinds_are_refused(records: Any) -> None:
+    writer = records.begin()
+    columns = [np.array(values) for values in zip(*map(records.task_row, range(3)), strict=True)]
+    with pytest.raises(ValueError, match=r"columns of \[2, 3\] rows"):
+        writer.extend_columns("tasks", [*columns[:-1], columns[-1][:2]])
+    with pytest.raises(ValueError, match=r"int64 \(3,\), not one dimension of float64"):
+        writer.extend_columns("tasks", [*columns[:-1], np.arange(3)])
+    writer.close("done")
+
+
 def test_a_record_is_never_written_over(records: Any) -> None:
     records.begin(range(3)).close("done")
     with pytest.raises(RecordError, match=r"record-000\.h5: exists already"):

@@ -1,0 +1,25 @@
+"""Memory by its address, in functions that numba compiles: for arrays that are handed over as a list of places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+from numba.core import types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def _pointer(typingctx: Any, one: Any, address: Any) -> Any:
+    """A pointer to numbers of the type of `one`, for `array`."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        return builder.inttoptr(values[1], context.get_value_type(signature.return_type))
+
+    kind: Any = types.CPointer
+    return kind(one)(one, types.intp), code
+
+
+pointer: Any = _pointer
+array: Any = getattr(numba, "carray")  # noqa: B009 - numba does not say that it has it

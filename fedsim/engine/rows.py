@@ -1,0 +1,123 @@
+"""The rows that the fast lane knows: columns of tasks in the order in which they are consumed, and of their results."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.comm.tables import REPORT, TASK
+from fedsim.schedule.ahead import Planned
+from fedsim.types import Float32, Int64, Outcome, Task, TaskReport
+
+
+class Stage(IntEnum):
+    """Where the task of a row that is not consumed stands."""
+
+    WAITING = 0  # for its base version
+    READY = 1
+    POSTED = 2
+    HERE = 3
+
+
+_RESULT = (("worker", "i8"), ("submitted_s", "f8"), ("arrived_s", "f8"), ("address", "i8"))
+_MERGED = (("met_version", "i8"), ("weight", "f8"))
+_COPIED = 2048  # consumed rows that are kept before all columns are copied without them
+
+
+class Rows:
+    """Rows from `first` on; `row - first` is an index into every column. Consumed ones stay until they are recorded.
+
+    `tasks` are records as they travel (`TASK`), `reports` likewise (`REPORT`); the other columns say when a task was
+    submitted and its update arrived, where that lies, which version it met and what the rule said of it.
+    `vectors` holds the updates that are here, by row.
+    """
+
+    def __init__(self, n_scalars: int) -> None:
+        self.first = 0
+        self.n_recorded = 0  # rows before that are in the record
+        self.vectors: dict[int, Float32] = {}
+        self.tasks: NDArray[Any] = np.empty(0, TASK)
+        self.reports: NDArray[Any] = np.empty(0, REPORT)
+        self.number = self.base = self.host = np.empty(0, np.int64)
+        self.download_s = self.compute_s = self.upload_s = self.arrival_s = np.empty(0)
+        self.makes_version = np.empty(0, np.bool_)
+        self.stage = np.empty(0, np.int8)
+        self.worker = self.address = self.met_version = np.empty(0, np.int64)
+        self.submitted_s = self.arrived_s = self.weight = np.empty(0)
+        self.scalars = np.empty((0, n_scalars))
+
+    @property
+    def stop(self) -> int:
+        """One past the last row known."""
+        return self.first + self.number.size
+
+    def extend(self, planned: Planned, host: Int64, stage: NDArray[np.int8]) -> None:
+        """Knows further rows: those planned, with the host and stage of each."""
+        done = max(self.n_recorded - self.first, 0)
+        done = done if done > _COPIED or done == self.number.size else 0
+        columns, n = planned.tasks, planned.rates.size
+        tasks = np.zeros(n, TASK)
+        for name in ("task", "client", "base_version", "n_samples", "n_steps", "dispatch_s", "arrival_s"):
+            tasks[name] = getattr(columns, name)
+        tasks["learning_rate"] = planned.rates
+        new = {
+            "tasks": tasks,
+            "number": columns.task,
+            "base": columns.base_version,
+            "host": host,
+            "stage": stage,
+            "makes_version": planned.makes_version,
+            "download_s": columns.download_s,
+            "compute_s": columns.compute_s,
+            "upload_s": columns.upload_s,
+            "arrival_s": columns.arrival_s,
+        }
+        for name, old in self._columns():
+            block = new.get(name)
+            if block is None:
+                block = np.empty((n, *old.shape[1:]), old.dtype)
+            setattr(self, name, np.concatenate([old[done:], block]))
+        self.first += done
+
+    def _columns(self) -> list[tuple[str, NDArray[Any]]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+
+    def put(
+        self, index: Any, worker: int, reports: NDArray[Any], rows_GP: Float32, submitted_s: Any, arrived_s: float
+    ) -> None:
+        """The updates of some rows are here: rows of one array, with their reports."""
+        self.stage[index] = Stage.HERE
+        self.worker[index] = worker
+        self.reports[index] = reports
+        self.submitted_s[index], self.arrived_s[index] = submitted_s, arrived_s
+        self.address[index] = rows_GP.ctypes.data + rows_GP.strides[0] * np.arange(len(rows_GP))
+        self.vectors.update(zip((index + self.first).tolist(), rows_GP, strict=True))
+
+    def task(self, index: int) -> Task:
+        """All of a row's task."""
+        own = self.tasks[index].tolist()
+        durations = (float(self.download_s[index]), float(self.compute_s[index]), float(self.upload_s[index]))
+        arrival_s = float(self.arrival_s[index])
+        return Task._make((*own[:8], *durations, arrival_s, arrival_s, False, True))
+
+    def report(self, index: int) -> TaskReport:
+        """What was said of a row's update."""
+        record = self.reports[index].tolist()
+        return TaskReport(record[0], int(self.worker[index]), *record[1:7])
+
+    def unrecorded(self, row: int) -> list[NDArray[Any]]:
+        """The columns of the record's table of tasks for what was consumed before `row` and is not recorded yet; views,
+        to be copied before anything else happens."""
+        start, stop = self.n_recorded - self.first, row - self.first
+        self.n_recorded = row
+        part = slice(start, stop)
+        tasks, reports, met = self.tasks[part], self.reports[part], self.met_version[part]
+        columns = [tasks["task"], tasks["client"], self.worker[part], np.full(stop - start, int(Outcome.APPLIED))]
+        columns += [tasks["base_version"], met + 1, met - self.base[part], tasks["dispatch_s"]]
+        columns += [self.download_s[part], self.compute_s[part], self.upload_s[part], self.arrival_s[part]]
+        columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
+        columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]
+        return [*columns, self.weight[part], reports["update_norm"], *self.scalars[part].T]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ class InlineTransport:
     """One worker, called in turn: each `poll` does the next thing it was told."""
 
     n_workers = 1
+    is_rung = False  # what is under way is done in `poll`
 
     def __init__(
         self,
@@ -56,6 +58,9 @@ class InlineTransport:
             self._jobs.append(lambda: (core.evaluate(command.evaluate),))
         if command.tasks:
             self._jobs.append(lambda: (core.train(command.tasks, command.send, self._progress),))
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def _settle(self, command: Command, states_nS: Float32 | None) -> Sequence[Message]:
         if states_nS is not None:

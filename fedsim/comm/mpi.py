@@ -18,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 from fedsim.comm import wire
+from fedsim.comm.bell import Bell
 from fedsim.comm.losses import Abandoned, Orphaned, is_death
 from fedsim.comm.nodes import PRIVATE, Ledger, Shelf, Shown
 from fedsim.comm.openmpi import stop_yielding
@@ -45,6 +46,7 @@ from fedsim.errors import FedsimError, LostError, StalledError
 from fedsim.types import Float32, Row, TaskReport
 
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs
+_LONGEST_WAIT_S = 5e-3  # of one that is rung
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
 
@@ -81,18 +83,22 @@ class _Coming(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """One communicator a protocol, all with the server as rank zero; `piece` elements travel in a message at most."""
+    """One communicator a protocol, all with the server as rank zero; `piece` elements travel in a message at most.
+
+    Who has sent something rings the other's `bell`.
+    """
 
     commands: MPI.Intracomm
     versions: MPI.Intracomm
     replies: MPI.Intracomm
     rows: MPI.Intracomm
     piece: int = PIECE
+    bell: Bell = Bell()
 
     @classmethod
     def open(cls, comm: MPI.Intracomm, piece: int = PIECE) -> Channels:
         """Duplicates of `comm`; collective, and the last thing that waits inside MPI."""
-        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup(), piece)
+        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup(), piece, Bell.open(comm))
         stop_yielding()
         wake_in_time()
         return channels
@@ -197,6 +203,15 @@ class MpiTransport:
             start += n
         if states_nS is not None:
             outbox.put(_isend(self._channels.versions, states_nS.reshape(-1), rank, self._channels.piece), states_nS)
+        self._channels.bell.ring(rank)
+
+    @property
+    def is_rung(self) -> bool:
+        living = (worker + 1 for worker, request in enumerate(self._receives) if request is not None)
+        return not self._pending and self._all_sent() and self._channels.bell.reaches(living)
+
+    def wait(self, seconds: float) -> None:
+        self._channels.bell.wait(seconds)
 
     def poll(self) -> Sequence[Message]:
         messages: list[Message] = []
@@ -371,7 +386,7 @@ class WorkerChannel:
             raise LostError("the server, rank 0, died") from error
 
     def _serve(self) -> None:
-        backoff = Backoff(cap_s=_LONGEST_SLEEP_S)
+        backoff = Backoff(cap_s=_LONGEST_SLEEP_S, sleep=self._channels.bell.wait)
         while not self._stopped:
             self._progress()
             if self._jobs:
@@ -387,7 +402,10 @@ class WorkerChannel:
     def _wait(self, backoff: Backoff) -> None:
         self._watch.beat()
         start_s = self._clock()
-        backoff.sleep()
+        if self._outbox or self._coming or not self._channels.bell.reaches((0,)):
+            backoff.sleep()
+        else:
+            self._channels.bell.wait(_LONGEST_WAIT_S)
         self._core.counters.waiting_s += self._clock() - start_s
 
     def _progress(self) -> None:
@@ -487,7 +505,7 @@ class WorkerChannel:
     def _await_versions(self, command: Command) -> None:
         """Returns when the versions that a command needs are in; waiting counts as waiting."""
         needed = {command.evaluate, *(task.base_version for task in command.tasks)}
-        backoff = Backoff(cap_s=1e-4)
+        backoff = Backoff(cap_s=1e-4, sleep=self._channels.bell.wait)
         self._learn_arrived()
         while not self._stopped and any(come.is_state or not needed.isdisjoint(come.numbers) for come in self._coming):
             self._wait(backoff)
@@ -535,4 +553,5 @@ class WorkerChannel:
         if payload is not None and payload.size:
             self._outbox.put(_isend(self._channels.rows, payload.reshape(-1), 0, self._channels.piece), payload)
             self._core.counters.sent_bytes += payload.nbytes
+        self._channels.bell.ring(0)
         self._core.counters.sending_s += self._clock() - start_s

@@ -171,6 +171,13 @@ class Transport(Protocol):
     def send(self, worker: int, command: Command, versions: Sequence[Row], states_nS: Float32 | None = None) -> None:
         """Sends a command, the versions it announces as coming and the states to adopt; returns at once."""
 
+    @property
+    def is_rung(self) -> bool:
+        """Whether nothing is under way, and who sends something ends `wait`."""
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps so long, or where it `is_rung` until something came."""
+
     def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
         """(living worker, version) for what has to be sent again, because the worker that died was to hand it on.
 

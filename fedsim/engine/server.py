@@ -595,7 +595,7 @@ class Server:
 
     def _wait_in_lane(self, lane: Lane) -> None:
         lane.pump(is_waiting=True)
-        if not self._supply.listen():
+        while lane.is_open and not self._supply.listen():
             self._while_waiting()
 
     def _leave_lane(self) -> None:

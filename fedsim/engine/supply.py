@@ -83,7 +83,7 @@ class Supply:
         self._versions = versions
         self._clock = clock
         self._stall_timeout_s = stall_timeout_s
-        self._backoff = Backoff(cap_s=_LONGEST_SLEEP_S)
+        self._backoff = Backoff(cap_s=_LONGEST_SLEEP_S, sleep=transport.wait)
         self._shelves = Shelves(transport.n_workers, bounds.worker_versions)
         self._desks = [Desk() for _ in range(transport.n_workers)]
         self._living = list(range(transport.n_workers))
@@ -288,7 +288,10 @@ class Supply:
         elif wait:
             self._check_stalled()
             start_s = self._clock()
-            self._backoff.sleep(self._rest_s())
+            if self._transport.is_rung:
+                self._transport.wait(_LONGEST_REST_S)
+            else:
+                self._backoff.sleep(self._rest_s())
             self.waiting_s += self._clock() - start_s
         return bool(messages)
 

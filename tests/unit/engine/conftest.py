@@ -88,6 +88,7 @@ class Shuffled:
 
     def __init__(self, workers: Sequence[Worker], seed: int) -> None:
         self.n_workers = len(workers)
+        self.is_rung = False
         self._workers = workers
         self._draws = random.Random(seed)
         self._jobs: list[deque[Callable[[], Message]]] = [deque() for _ in workers]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.training.fused.vectors import array, compiled, pointer
+from fedsim.addresses import array, pointer
+from fedsim.training.fused.vectors import compiled
 
 
 @compiled

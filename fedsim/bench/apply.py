@@ -124,7 +124,7 @@ def _serve(comm: Any, n_parameters: int, rule_name: str) -> dict[str, float | in
 
 def _receive(comm: Any, vector_P: Float32, apply: Callable[[Float32, Callable[[int], None] | None], object]) -> None:
     """As the engine does: in pieces, applied while they come in where there is more than one."""
-    receiving = Receiving(vector_P, partial(comm.Irecv, source=1))
+    receiving = Receiving([vector_P], partial(comm.Irecv, source=1))
 
     def ready(n: int) -> None:
         while receiving.n_here < n:

@@ -48,12 +48,14 @@ class Bell:
         """Whether all these ranks ring here when they have sent something."""
         return self._own is not None and all(rank in self._others for rank in ranks)
 
-    def ring(self, rank: int) -> None:
-        """Wakes a rank, if it is on this machine."""
+    def ring(self, rank: int, *, gives_way: bool = False) -> None:
+        """Wakes a rank, if it is on this machine. `gives_way`: it may go first if it shares our core."""
         descriptor = self._others.get(rank)
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.eventfd_write(descriptor, 1)
+            if gives_way:
+                os.sched_yield()
 
     def wait(self, seconds: float) -> None:
         """Sleeps until somebody rings, or has rung since the last call, or so long."""

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fedsim.comm.pieces import Incoming
-from fedsim.comm.transport import NO_VERSION, Command, Counters, Message, Trained, WorkerCore
+from fedsim.comm.pieces import ALONE_BYTES, Incoming
+from fedsim.comm.transport import NO_VERSION, Command, Counters, Delivered, Message, Trained, WorkerCore
 from fedsim.errors import FedsimError
 from fedsim.types import Float32, Row
 
@@ -21,7 +21,7 @@ class InlineTransport:
     """One worker, called in turn: each `poll` does the next thing it was told."""
 
     n_workers = 1
-    is_rung = False  # what is under way is done in `poll`
+    rung_s = 0.0  # what is under way is done in `poll`
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class InlineTransport:
                 return ()
             if messages:
                 failed = [one for message in messages if isinstance(message, Trained) for one in message.failed]
-                return (*failed, *messages)
+                return (*failed, *map(_apart, messages))
         return ()
 
     def _progress(self) -> None:
@@ -99,3 +99,10 @@ class InlineTransport:
 
     def close(self, timeout_s: float | None = None, shows_stack: bool = False, comes_again: bool = False) -> None:
         self._jobs.clear()
+
+
+def _apart(message: Message) -> Message:
+    """The same message; large rows in memory of their own, as they come from elsewhere."""
+    if isinstance(message, Trained | Delivered) and len(message.rows) > 1 and message.rows[0].nbytes >= ALONE_BYTES:
+        return message._replace(rows=[row.copy() for row in message.rows])
+    return message

@@ -22,7 +22,7 @@ from fedsim.comm.bell import Bell
 from fedsim.comm.losses import Abandoned, Orphaned, is_death
 from fedsim.comm.nodes import PRIVATE, Ledger, Shelf, Shown
 from fedsim.comm.openmpi import stop_yielding
-from fedsim.comm.pieces import PIECE, Incoming, Receiving, spans
+from fedsim.comm.pieces import ALONE_BYTES, PIECE, Incoming, Receiving, parts, spans
 from fedsim.comm.sleeping import wake_in_time
 from fedsim.comm.tables import ReportTable
 from fedsim.comm.transport import (
@@ -45,7 +45,7 @@ from fedsim.comm.transport import (
 from fedsim.errors import FedsimError, LostError, StalledError
 from fedsim.types import Float32, Row, TaskReport
 
-_LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs
+_LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs; while something is being sent
 _LONGEST_WAIT_S = 5e-3  # of one that is rung
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
@@ -65,7 +65,7 @@ class _Pending(NamedTuple):
 
     def incoming(self, task: int) -> Incoming:
         """The update of one of its tasks."""
-        index, size = self.tasks.index(task), self.buffer.shape[1]
+        index, size = self.tasks.index(task), self.buffer[0].size
         report = self.reports[index] if self.reports else None
         return Incoming(report, self.buffer[index], lambda: min(max(self.receiving.n_here - index * size, 0), size))
 
@@ -206,9 +206,11 @@ class MpiTransport:
         self._channels.bell.ring(rank)
 
     @property
-    def is_rung(self) -> bool:
+    def rung_s(self) -> float:
         living = (worker + 1 for worker, request in enumerate(self._receives) if request is not None)
-        return not self._pending and self._all_sent() and self._channels.bell.reaches(living)
+        if self._pending or not self._channels.bell.reaches(living):
+            return 0.0
+        return _LONGEST_WAIT_S if self._all_sent() else _LONGEST_SLEEP_S
 
     def wait(self, seconds: float) -> None:
         self._channels.bell.wait(seconds)
@@ -301,15 +303,18 @@ class MpiTransport:
     def _await_updates(
         self, worker: int, tasks: Sequence[int], reports: Sequence[TaskReport], finish: Callable[[Any], Message]
     ) -> None:
-        rows = empty_rows(len(tasks), self._lengths.update, self._lengths.update_type)
-        self._pending.append(_Pending(worker, self._receiving(worker, rows), rows, finish, tasks, reports))
+        size, kind = self._lengths.update, np.dtype(self._lengths.update_type)
+        rows: Any = empty_rows(len(tasks), size, kind)
+        if size * kind.itemsize >= ALONE_BYTES:
+            rows = [np.empty(size, kind) for _ in tasks]
+        self._pending.append(_Pending(worker, self._receiving(worker, parts(rows)), rows, finish, tasks, reports))
 
     def _await_rows(self, worker: int, rows: Any, finish: Callable[[Any], Message]) -> None:
-        self._pending.append(_Pending(worker, self._receiving(worker, rows), rows, finish))
+        self._pending.append(_Pending(worker, self._receiving(worker, [rows.reshape(-1)]), rows, finish))
 
-    def _receiving(self, worker: int, rows: Any) -> Receiving:
+    def _receiving(self, worker: int, flats: Sequence[Any]) -> Receiving:
         receive = partial(self._channels.rows.Irecv, source=worker + 1)
-        return Receiving(rows.reshape(-1), receive, self._channels.piece)
+        return Receiving(flats, receive, self._channels.piece)
 
     def _await_sum(self, worker: int) -> None:
         total_P = np.empty(self._lengths.update, dtype=np.int64)
@@ -402,10 +407,10 @@ class WorkerChannel:
     def _wait(self, backoff: Backoff) -> None:
         self._watch.beat()
         start_s = self._clock()
-        if self._outbox or self._coming or not self._channels.bell.reaches((0,)):
+        if self._coming or not self._channels.bell.reaches((0,)):
             backoff.sleep()
         else:
-            self._channels.bell.wait(_LONGEST_WAIT_S)
+            self._channels.bell.wait(_LONGEST_SLEEP_S if self._outbox else _LONGEST_WAIT_S)
         self._core.counters.waiting_s += self._clock() - start_s
 
     def _progress(self) -> None:
@@ -530,7 +535,7 @@ class WorkerChannel:
         core = self._core
         if command.fetch:
             delivered = core.deliver(command.fetch)
-            self._reply(wire.encode_delivered(delivered, core.counters), delivered.rows)
+            self._reply(wire.encode_delivered(delivered, core.counters), *parts(delivered.rows))
         if command.settles:
             core.settle(command.commit, command.discard)
         if command.collect:
@@ -544,14 +549,14 @@ class WorkerChannel:
             trained = core.train(command.tasks, command.send, self._progress_in_training)
             for failed in trained.failed:
                 self._reply(wire.encode_failed(failed, core.counters))
-            self._reply(wire.encode_trained(trained, core.counters), trained.rows)
+            self._reply(wire.encode_trained(trained, core.counters), *parts(trained.rows))
 
-    def _reply(self, header: wire.Bytes, payload: Any = None) -> None:
+    def _reply(self, header: wire.Bytes, *payloads: Any) -> None:
         start_s = self._clock()
         self._outbox.put([self._channels.replies.Isend(header, dest=0)], header)
         self._core.counters.sent_bytes += header.nbytes
-        if payload is not None and payload.size:
+        for payload in payloads:  # an empty one is no message
             self._outbox.put(_isend(self._channels.rows, payload.reshape(-1), 0, self._channels.piece), payload)
             self._core.counters.sent_bytes += payload.nbytes
-        self._channels.bell.ring(0)
+        self._channels.bell.ring(0, gives_way=True)  # its work is short, and others may be waiting for what comes of it
         self._core.counters.sending_s += self._clock() - start_s

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fedsim.comm.pieces import Incoming
+from fedsim.comm.tables import ReportTable
 from fedsim.types import EvaluationRow, Float32, Int64, Row, Task, TaskReport
 
 NO_VERSION = -1
@@ -79,8 +80,8 @@ N_COUNTERS = len(Counters.__slots__)
 
 
 class Trained(NamedTuple):
-    """A group is trained. `rows` (n_sent, P) holds the updates of those reports whose `sent` is true, in order; their
-    bytes, if they travel encoded.
+    """A group is trained. `rows` (n_sent, P), or a list of (P,), holds the updates of those reports whose `sent` is
+    true, in order; their bytes, if they travel encoded.
 
     `failed` are the tasks whose training failed; a transport hands them over as messages of their own, before this one.
     """
@@ -88,8 +89,13 @@ class Trained(NamedTuple):
     worker: int
     reports: Sequence[TaskReport]
     sent: Sequence[bool]
-    rows: Row
+    rows: Row | Sequence[Row]
     failed: Sequence[Failed] = ()
+
+    @property
+    def train_s(self) -> float:
+        """How long the training of the whole group took."""
+        return float(ReportTable.of(self.reports).rows["train_s"].sum())
 
 
 class Delivered(NamedTuple):
@@ -97,7 +103,7 @@ class Delivered(NamedTuple):
 
     worker: int
     tasks: Sequence[int]
-    rows: Row
+    rows: Row | Sequence[Row]
 
 
 class Evaluated(NamedTuple):
@@ -172,11 +178,11 @@ class Transport(Protocol):
         """Sends a command, the versions it announces as coming and the states to adopt; returns at once."""
 
     @property
-    def is_rung(self) -> bool:
-        """Whether nothing is under way, and who sends something ends `wait`."""
+    def rung_s(self) -> float:
+        """How long may be slept at once, since who sends something ends `wait`; 0 where nobody does."""
 
     def wait(self, seconds: float) -> None:
-        """Sleeps so long, or where it `is_rung` until something came."""
+        """Sleeps so long, or until somebody rings."""
 
     def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
         """(living worker, version) for what has to be sent again, because the worker that died was to hand it on.

@@ -74,7 +74,8 @@ class Bounds:
     """Group size, groups a worker may have, and room, in rows (updates) and versions.
 
     `reserve` rows of the server's room are kept for the due update: 1 where updates are consumed in the order of
-    events, 0 on the wall clock, where whatever arrives is consumed at once. Where workers sum updates themselves
+    events, 0 on the wall clock, where whatever arrives is consumed at once. `buffer_rows` updates live in one buffer at
+    rank zero, at most. Where workers sum updates themselves
     (`sums`), none comes here.
     """
 
@@ -85,3 +86,4 @@ class Bounds:
     worker_versions: int
     reserve: int = 1
     sums: bool = False
+    buffer_rows: int = 1

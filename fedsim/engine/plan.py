@@ -15,6 +15,7 @@ import numpy as np
 
 from fedsim import aggregation, compression, models, population
 from fedsim.aggregation import Facts, Marked
+from fedsim.comm.pieces import ALONE_BYTES
 from fedsim.compression import Codec
 from fedsim.config import (
     AsyncSchedule,
@@ -539,14 +540,16 @@ def updates_a_version(config: RunConfig, concurrency: int) -> int:
 def _bounds(config: RunConfig, row_bytes: int, version_bytes: int, group_size: int) -> Bounds:
     """The memory bounds in rows, each raised to the least that works.
 
-    An update lives in the buffer of its group's message until the last of the group is consumed, so rank zero
+    A small update lives in the buffer of its group's message until the last of the group is consumed, so rank zero
     counts a whole group for each.
     """
     memory = config.memory
+    buffer_rows = 1 if row_bytes >= ALONE_BYTES else group_size
     return Bounds(
         group_size=group_size,
         n_groups=_N_GROUPS,
-        server_rows=max(1, memory.server_updates_bytes // (row_bytes * group_size)),
+        server_rows=max(1, memory.server_updates_bytes // (row_bytes * buffer_rows)),
+        buffer_rows=buffer_rows,
         worker_rows=max(group_size, memory.worker_updates_bytes // row_bytes),
         worker_versions=max(group_size, memory.worker_versions_bytes // version_bytes),
         reserve=1 if config.clock == "virtual" else 0,

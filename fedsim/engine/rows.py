@@ -86,15 +86,15 @@ class Rows:
         return [(name, value) for name, value in vars(self).items() if isinstance(value, np.ndarray)]
 
     def put(
-        self, index: Any, worker: int, reports: NDArray[Any], rows_GP: Float32, submitted_s: Any, arrived_s: float
+        self, index: Int64, worker: int, reports: NDArray[Any], updates: Any, submitted_s: Any, arrived_s: float
     ) -> None:
-        """The updates of some rows are here: rows of one array, with their reports."""
+        """The updates of some rows are here, (G, P) or a list of (P,), with their reports."""
         self.stage[index] = Stage.HERE
         self.worker[index] = worker
         self.reports[index] = reports
         self.submitted_s[index], self.arrived_s[index] = submitted_s, arrived_s
-        self.address[index] = rows_GP.ctypes.data + rows_GP.strides[0] * np.arange(len(rows_GP))
-        self.vectors.update(zip((index + self.first).tolist(), rows_GP, strict=True))
+        self.address[index] = _addresses(updates)
+        self.vectors.update(zip((index + self.first).tolist(), updates, strict=True))
 
     def task(self, index: int) -> Task:
         """All of a row's task."""
@@ -121,3 +121,10 @@ class Rows:
         columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
         columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]
         return [*columns, self.weight[part], reports["update_norm"], *self.scalars[part].T]
+
+
+def _addresses(updates: Any) -> Int64:
+    """Those of the first values of updates (G,)."""
+    if isinstance(updates, np.ndarray):
+        return updates.ctypes.data + updates.strides[0] * np.arange(len(updates))
+    return np.array([update_P.ctypes.data for update_P in updates], np.int64)

@@ -40,7 +40,7 @@ def server_memory(made: Plan, n_updates_a_version: int) -> ServerMemory:
     return ServerMemory(
         model=8 * n,
         rule=made.rule.keeps.n_bytes(n, made.n_eligible, n_updates_a_version),
-        updates=rows.server_rows * rows.group_size * made.update_bytes + decoded,
+        updates=rows.server_rows * rows.buffer_rows * made.update_bytes + decoded,
         versions=(in_memory + 1) * made.version_bytes,
         a_version=made.version_bytes,
     )

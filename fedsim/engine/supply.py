@@ -26,7 +26,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedsim.comm.tables import ReportTable
 from fedsim.comm.transport import (
     Backoff,
     Collected,
@@ -218,11 +217,8 @@ class Supply:
 
     def _post_evaluation(self, version: int) -> None:
         self.check_living()
-        n_workers = len(self._desks)
-        worker = min(
-            self._living,
-            key=lambda w: (self._desks[w].n_groups + len(self._evaluating[w]), (w - version) % n_workers),
-        )
+        busy = {w: self._desks[w].n_groups + len(self._evaluating[w]) for w in self._living}
+        worker = min(self._living, key=lambda w: (busy[w], (w - version) % len(self._desks)))
         self._evaluate_at(worker, version)
 
     def _evaluate_at(self, worker: int, version: int) -> None:
@@ -288,8 +284,8 @@ class Supply:
         elif wait:
             self._check_stalled()
             start_s = self._clock()
-            if self._transport.is_rung:
-                self._transport.wait(_LONGEST_REST_S)
+            if rung_s := self._transport.rung_s:
+                self._transport.wait(rung_s)
             else:
                 self._backoff.sleep(self._rest_s())
             self.waiting_s += self._clock() - start_s
@@ -304,8 +300,7 @@ class Supply:
     # ------------------------------------------------------------------------------ posting
 
     def _queue(self, item: Item) -> Queue:
-        host = self._host(item)
-        return self._shared if host == ANY_WORKER else self._desks[host].ready
+        return self._shared if (host := self._host(item)) == ANY_WORKER else self._desks[host].ready
 
     def _host(self, item: Item) -> int:
         return self._host_of(item.task.client) if item.elsewhere is None else item.elsewhere
@@ -542,8 +537,7 @@ class Supply:
                 self._arrived.append(item.task.task)
 
     def _note_group(self, message: Trained) -> None:
-        train_s = float(ReportTable.of(message.reports).rows["train_s"].sum())
-        self._group_s += 0.1 * (train_s - self._group_s)
+        self._group_s += 0.1 * (message.train_s - self._group_s)
 
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]

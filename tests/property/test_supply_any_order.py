@@ -60,6 +60,7 @@ class Network:
 
     def __init__(self, n_workers: int, bounds: Bounds, draws: random.Random, p_death: float) -> None:
         self.n_workers = n_workers
+        self.rung_s = 0.0
         self.p_death = p_death
         self.dead: set[int] = set()
         self.workers = [Worker(index) for index in range(n_workers)]
@@ -82,6 +83,9 @@ class Network:
         model = self.workers[worker]
         model.n_evaluating += command.evaluate != NO_VERSION
         model.commands.append((command, [vector_P.copy() for vector_P in versions], model.n_evaluating))
+
+    def wait(self, seconds: float) -> None:
+        pass
 
     def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
         return ()

@@ -121,10 +121,10 @@ def test_two_receives_are_posted_at_a_time() -> None:
         posted.append(part.size)
         return Posted(1)
 
-    receiving = Receiving(np.empty(10), receive, 4)
+    receiving = Receiving([np.empty(10)], receive, 4)
     assert receiving.is_in_pieces and not receiving.is_posted
     assert not receiving.advance() and posted == [4, 4] and receiving.n_here == 0
     assert not receiving.advance() and posted == [4, 4, 2] and receiving.n_here == 4 and receiving.is_posted
     assert not receiving.advance() and receiving.n_here == 8
     assert receiving.advance() and receiving.n_here == 10 and receiving.requests == []
-    assert Receiving(np.empty(0), receive).advance()
+    assert Receiving([np.empty(0)], receive).advance()

@@ -24,6 +24,7 @@ class Post:
 
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
+        self.rung_s = 0.0
         self.sent: list[tuple[int, Command]] = []
         self.inbox: list[Message] = []
 
@@ -33,6 +34,9 @@ class Post:
     def send(self, worker: int, command: Command, versions: Sequence[Float32]) -> None:
         assert [float(vector_P[0]) for vector_P in versions] == list(command.coming)
         self.sent.append((worker, command))
+
+    def wait(self, seconds: float) -> None:
+        pass
 
     def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
         return ()

@@ -190,13 +190,17 @@ class Lane:
             n = min(n, self._next_making() + 1 - at)
         return n
 
+    def is_next_here(self) -> bool:
+        """Whether the update that is due is here."""
+        return bool(self.rows.stage[self.row - self.rows.first] == Stage.HERE)
+
     def _next_making(self) -> int:
         """The index of the next row that makes a version."""
         at = self.row - self.rows.first
         return at + int(self.rows.makes_version[at:].argmax())
 
     def consumed(self, n: int) -> None:
-        """The next rows were applied: their base versions have so many users less."""
+        """The next rows were applied, and what starts from the versions that were published can be trained."""
         rows, at = self.rows, self.row - self.rows.first
         for row in range(self.row, self.row + n):
             del rows.vectors[row]
@@ -204,18 +208,17 @@ class Lane:
             for number in rows.number[at : at + n].tolist():
                 self._foreign.pop(number, None)
         self.row += n
+        stage = rows.stage[at + n :]
+        stage[(stage == Stage.WAITING) & (rows.base[at + n :] <= self._version)] = Stage.READY
 
-    def published(self, version: int) -> int:
+    def published(self, version: int, wall_s: float) -> int:
         """How many tasks that were dispatched start from the version, which is there now."""
         self._version = version
-        self._made_s[version] = self._clock()
+        self._made_s[version] = wall_s
         return self._n_based.pop(version, 0)
 
-    def go_on(self) -> None:
-        """What starts from the versions that were published can be trained."""
-        rows, at = self.rows, self.row - self.rows.first
-        stage = rows.stage[at:]
-        stage[(stage == Stage.WAITING) & (rows.base[at:] <= self._version)] = Stage.READY
+    def plan(self) -> None:
+        """Sees to it that enough of the next rows are known."""
         self._plan(self._n_planned)
 
     def unrecorded(self, least: int = 1) -> list[NDArray[Any]] | None:

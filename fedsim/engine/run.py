@@ -26,6 +26,7 @@ from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_join, status_of
 from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.following import ServerWithLane
 from fedsim.engine.lane import lane_of
 from fedsim.engine.launching import World, headline, why_not_survivable
 from fedsim.engine.losses import Leniency
@@ -566,7 +567,7 @@ def _server(
     )
     if streams(made):
         made.rule.hasten()
-    server = Server(
+    server = ServerWithLane(
         config=config,
         schedule=schedule,
         supply=supply,

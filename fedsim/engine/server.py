@@ -13,23 +13,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from fedsim import snapshot, states
 from fedsim.aggregation import Arrival, Rule
-from fedsim.aggregation.batch import Batch, one_by_one
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
-from fedsim.engine.lane import Lane, counted
 from fedsim.engine.making import Left, Merged
-from fedsim.engine.passing import SupplyWithLane
 from fedsim.engine.roles import EventSource, Interrupted, Keeper, LiveSchedule, Pulse, Watcher
-from fedsim.engine.rows import Rows
 from fedsim.engine.streaming import Begun, Streaming
 from fedsim.engine.summing import Summing
+from fedsim.engine.supply import Supply
 from fedsim.engine.tail import Tail
 from fedsim.engine.taskrows import applied_row, ended_row
 from fedsim.engine.unpacking import Unpacking
@@ -40,9 +36,6 @@ from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Ta
 
 _NAN = math.nan
 _ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
-_RECORDED_TOGETHER = 256  # rows of the fast lane,
-_RECORD_EVERY_S = 0.1  # or fewer, so often
-_OPEN_EVERY = 64  # versions after which it is tried again to open it
 
 
 class Server:
@@ -57,7 +50,7 @@ class Server:
         self,
         config: RunConfig,
         schedule: EventSource,
-        supply: SupplyWithLane,
+        supply: Supply,
         versions: VersionStore,
         rule: Rule,
         state: Any,
@@ -68,7 +61,6 @@ class Server:
         watchers: Sequence[Watcher],
         keeper: Keeper | None = None,
         unpacking: Unpacking | None = None,
-        lane: Lane | None = None,
         streams: bool = False,
     ) -> None:
         self._stop = config.stop
@@ -95,12 +87,9 @@ class Server:
         self._unpacking = unpacking
         self._streams = streams  # large updates are applied while they come in
         self._needs_base = rule.needs_base or (unpacking is not None and unpacking.needs_base)
-        self._lane = lane
-        self._open_at = 0
         self._finished = False
         self._begun = False
         self._tail: Tail | None = None
-        self._recorded_s = 0.0  # when rows of the lane were
         self._offset_s = 0.0  # from the attempt's clock to the run's, on the wall clock
         self._is_torn = False  # in the middle of what cannot be gone on with
         self.stopped_s: float | None = None  # when the run was stopped in haste
@@ -233,16 +222,8 @@ class Server:
 
     def _keep(self) -> None:
         """Hands the state to the keeper, and says which versions it cannot do without."""
-        if self._keeper is None:
-            return
-        is_in_lane = self._lane is not None and self._lane.is_open
-        if is_in_lane:
-            self._take_from_lane()
-        try:
+        if self._keeper is not None:
             self._keep_general(self._keeper)
-        finally:
-            if is_in_lane:
-                self._give_to_lane()
 
     def _keep_general(self, keeper: Keeper) -> None:
         if self._supply.is_personal:  # an evaluation of later states would be another one
@@ -266,9 +247,7 @@ class Server:
             self._complete(self._left)
             self._go_on()
         while not self._finished:
-            if self._opens_lane():
-                self._follow_lane(cast(Lane, self._lane))
-                self._after_lane()
+            if self._went_ahead():
                 continue
             event = schedule.peek()
             if event is None and not schedule.ends:
@@ -282,6 +261,10 @@ class Server:
             self._handle(event)
             self._go_on()
         self._settle()
+
+    def _went_ahead(self) -> bool:
+        """Whether events were handled in another way than one by one; see `fedsim.engine.following`."""
+        return False
 
     def _run_tail(self, tail: Tail) -> None:
         """What was recorded past the checkpoint, again; then the live schedule takes over, and is kept at once."""
@@ -480,164 +463,12 @@ class Server:
         self._merged = Merged()
         self._evaluations.published(version, self.pulse.virtual_s)
 
-    # ------------------------------------------------------------------------------ the fast lane
-
-    def _opens_lane(self) -> bool:
-        """Opens the fast lane right after a version was made, where there is one, and everything is plain."""
-        lane, version = self._lane, self.pulse.version
-        if lane is None or version < self._open_at or self._owed or self._left is not None or self._merged.n_updates:
-            return False
-        self._open_at = version + _OPEN_EVERY
-        if not lane.is_worth_it(self._n_reached, version):
-            return False
-        is_open = self._supply.open_lane(lane, self._live.plain(), self._leave_lane)
-        if is_open:
-            self._rule.hasten()
-        return is_open
-
-    def _follow_lane(self, lane: Lane) -> None:
-        """Applies the updates that are due, all together that are here, until something is not plain."""
-        try:
-            while lane.is_open:
-                n = lane.n_due(self._n_reached)
-                if not n:
-                    self._wait_in_lane(lane)
-                    continue
-                makes_version = self._consume_rows(lane, n)
-                lane.pump(is_waiting=False)
-                self._supply.listen(wait=False)
-                self._rest()
-                if makes_version and lane.is_open and not lane.is_worth_it(self._n_reached, self.pulse.version):
-                    self._leave_lane()
-                    self._lane = None  # the end is exact, and near
-        finally:
-            self._record_rows(lane)
-
-    def _consume_rows(self, lane: Lane, n: int) -> bool:
-        """Applies the next rows of the lane; whether the last of them made a version."""
-        rows, pulse = lane.rows, self.pulse
-        part = slice(lane.row - rows.first, lane.row - rows.first + n)
-        makes_version = rows.makes_version[part]
-        met_version = pulse.version + np.cumsum(makes_version) - makes_version
-        staleness, bases = met_version - rows.base[part], rows.base[part]
-        one = partial(self._one_of, rows, part.start, staleness.tolist(), met_version.tolist())
-        batch = Batch(rows.reports["n_samples"][part], staleness, makes_version, rows.address[part], one)
-        self._is_torn = True
-        if self._unpacking is None:
-            self._state, consumed = self._rule.consume(self._state, batch)
-        else:
-            self._state, consumed = one_by_one(self._rule, self._state, batch)
-        rows.met_version[part], rows.weight[part] = met_version, consumed.weights
-        rows.scalars[part] = consumed.scalars
-        self._n_reached += n
-        pulse.n_updates += n
-        told = zip(rows.arrival_s[part].tolist(), staleness.tolist(), consumed.weights, strict=True)
-        self._put_out_together(lane, consumed.versions, told, makes_version.tolist())
-        pulse.virtual_s = float(rows.arrival_s[part][-1])
-        lane.consumed(n)
-        for version, n_users in counted(bases):
-            self._supply.release_version(version, n_users)
-        lane.go_on()
-        self._is_torn = False
-        self._record_rows(lane, _RECORDED_TOGETHER)
-        return bool(makes_version[-1])
-
-    def _put_out_together(
-        self,
-        lane: Lane,
-        versions: Sequence[Float32],
-        told: Iterable[tuple[float, int, float]],
-        makes_version: Sequence[bool],
-    ) -> None:
-        """`_put_out` of each version that a row made; of every row are told its time, staleness and weight."""
-        wall_s, first = self._clock(), self.pulse.version
-        made: list[tuple[float, ...]] = []
-        for (virtual_s, staleness, weight), is_made in zip(told, makes_version, strict=True):
-            self._merged.add(staleness, weight)
-            if is_made:
-                made.append(self._merged.row(first + len(made) + 1, virtual_s, wall_s))
-                self._merged = Merged()
-        for row, vector_P in zip(made, versions, strict=True):
-            version = int(row[0])
-            is_evaluated = self._evaluations.are_due(version)
-            n_users = lane.published(version) + (version == first + len(made)) + is_evaluated
-            if n_users:
-                vector_P.flags.writeable = False
-                self._versions.add(version, vector_P, n_users)
-            self.pulse.version, self.pulse.virtual_s = version, row[1]
-            if is_evaluated:
-                self._evaluations.published(version, row[1])
-                self._supply.release_version(version)
-        if made:
-            self._supply.release_version(first)
-            self._recorder.extend("versions", made)
-            self._evaluations.collect()
-
-    def _one_of(
-        self, rows: Rows, first: int, staleness: Sequence[int], met_version: Sequence[int], i: int
-    ) -> tuple[Update, Arrival]:
-        """All that is known of the i-th of the rows from index `first` on."""
-        task = rows.task(first + i)
-        base_P = self._versions.get(task.base_version) if self._needs_base else None
-        vector_P = rows.vectors[rows.first + first + i]
-        if self._unpacking is not None:
-            vector_P = self._unpacking.vector(vector_P, base_P)
-        return Update(rows.report(first + i), vector_P), Arrival(
-            staleness[i], task, met_version[i], task.arrival_s, base_P
-        )
-
-    def _record_rows(self, lane: Lane, least: int = 1) -> None:
-        """Records what the lane consumed, if that is so many rows at least."""
-        columns = lane.unrecorded(least)
-        if columns is not None:
-            self._recorder.extend_columns("tasks", columns)
-            self._recorded_s = self.pulse.wall_s
-
-    def _wait_in_lane(self, lane: Lane) -> None:
-        lane.pump(is_waiting=True)
-        while lane.is_open and not self._supply.listen():
-            self._while_waiting()
-
-    def _leave_lane(self) -> None:
-        """The general path goes on."""
-        assert self._lane is not None
-        self._take_from_lane()
-        self._lane.close()
-        self._supply.leave_lane()
-
-    def _take_from_lane(self) -> None:
-        """All that the lane knows, as the general path keeps it: waiting for what the next version is made of."""
-        assert self._lane is not None
-        self._record_rows(self._lane)
-        owed, plain = self._lane.owed()
-        self._live.put_plain(plain)
-        self._supply.take_over(self._lane.items([*owed, *plain.tasks]))
-        self._owed.extend((task, Outcome.APPLIED) for task in owed)
-        self._n_reached += len(owed)
-        self._left = Left(merge=True)
-        self.pulse.virtual_s = plain.now_s
-
-    def _give_to_lane(self) -> None:
-        """The lane, which has gone on knowing it all, has it alone again."""
-        self._n_reached -= len(self._owed)
-        self._owed.clear()
-        self._left = None
-        self._supply.give_up()
-
-    def _after_lane(self) -> None:
-        """The rest of the event in whose middle the lane was left."""
-        if self._left is not None:
-            self._complete(self._left)
-            self._go_on()
-
     # ------------------------------------------------------------------------------ between events
 
     def _attend(self) -> None:
         """What has to be looked at now and then: the record's buffers, the watchers."""
         self.pulse.wall_s = now_s = self._clock()
         self.pulse.metrics = self._evaluations.latest
-        if self._lane is not None and self._lane.is_open and now_s - self._recorded_s >= _RECORD_EVERY_S:
-            self._record_rows(self._lane)
         self._recorder.tick(now_s)
         for watcher in self._watchers:
             watcher(self.pulse)

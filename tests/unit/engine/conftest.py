@@ -18,12 +18,12 @@ from fedsim.comm.inline import InlineTransport
 from fedsim.comm.transport import NO_VERSION, Backoff, Command, Counters, Message, Trained
 from fedsim.config import RunConfig, StopConfig, TiersSchedule
 from fedsim.engine.evaluations import Evaluations
+from fedsim.engine.following import ServerWithLane
 from fedsim.engine.lane import Lane
 from fedsim.engine.losses import Leniency
 from fedsim.engine.passing import SupplyWithLane
 from fedsim.engine.replay import History, ReplaySchedule
 from fedsim.engine.roles import Pulse
-from fedsim.engine.server import Server
 from fedsim.engine.supply import Bounds, Supply
 from fedsim.engine.tail import Recorded, Tail, recorded_past
 from fedsim.engine.versions import VersionStore
@@ -88,7 +88,7 @@ class Shuffled:
 
     def __init__(self, workers: Sequence[Worker], seed: int) -> None:
         self.n_workers = len(workers)
-        self.is_rung = False
+        self.rung_s = 0.0
         self._workers = workers
         self._draws = random.Random(seed)
         self._jobs: list[deque[Callable[[], Message]]] = [deque() for _ in workers]
@@ -108,6 +108,9 @@ class Shuffled:
             self._jobs[worker].append(lambda: core.evaluate(command.evaluate))
         if command.tasks:
             self._jobs[worker].append(lambda: core.train(command.tasks, command.send, lambda: None))
+
+    def wait(self, seconds: float) -> None:
+        pass
 
     def orphans(self, worker: int) -> Sequence[tuple[int, int]]:
         return ()
@@ -310,7 +313,7 @@ class Bench:
         if keeper is not None:
             keeper.versions, keeper.rows = versions, rows
         rule = aggregation.build(config.aggregation)
-        server = Server(
+        server = ServerWithLane(
             config=config,
             schedule=schedule,
             supply=supply,

@@ -1,0 +1,207 @@
+"""The server of runs that may have a fast lane: while that is open, updates are consumed as they come in, together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedsim.aggregation import Arrival
+from fedsim.aggregation.batch import Batch, one_by_one
+from fedsim.engine.lane import Lane, counted
+from fedsim.engine.making import Left, Merged
+from fedsim.engine.passing import SupplyWithLane
+from fedsim.engine.rows import Rows
+from fedsim.engine.server import Server
+from fedsim.types import Float32, Outcome, Update
+
+_RECORDED_TOGETHER = 256  # rows
+_RECORD_EVERY_S = 0.1  # or fewer, so often
+_OPEN_EVERY = 64  # versions after which it is tried again to open the lane
+
+
+class ServerWithLane(Server):
+    """See `Server`. It goes over from one way to the other between two versions, or in the middle of one."""
+
+    def __init__(self, *, supply: SupplyWithLane, lane: Lane | None = None, **named: Any) -> None:
+        super().__init__(supply=supply, **named)
+        self._passing = supply
+        self._lane = lane
+        self._open_at = 0
+        self._recorded_s = 0.0
+
+    def _went_ahead(self) -> bool:
+        lane = self._lane
+        if lane is None or not self._opens_lane(lane):
+            return False
+        self._follow_lane(lane)
+        self._after_lane()
+        return True
+
+    def _keep(self) -> None:
+        is_in_lane = self._keeper is not None and self._lane is not None and self._lane.is_open
+        if is_in_lane:
+            self._take_from_lane()
+        try:
+            super()._keep()
+        finally:
+            if is_in_lane:
+                self._give_to_lane()
+
+    def _attend(self) -> None:
+        super()._attend()
+        if self._lane is not None and self._lane.is_open and self.pulse.wall_s - self._recorded_s >= _RECORD_EVERY_S:
+            self._record_rows(self._lane)
+
+    def _opens_lane(self, lane: Lane) -> bool:
+        """Opens the fast lane right after a version was made, where there is one, and everything is plain."""
+        version = self.pulse.version
+        if version < self._open_at or self._owed or self._left is not None or self._merged.n_updates:
+            return False
+        self._open_at = version + _OPEN_EVERY
+        if not lane.is_worth_it(self._n_reached, version):
+            return False
+        is_open = self._passing.open_lane(lane, self._live.plain(), self._leave_lane)
+        if is_open:
+            self._rule.hasten()
+        return is_open
+
+    def _follow_lane(self, lane: Lane) -> None:
+        """Applies the updates that are due, all together that are here, until something is not plain."""
+        try:
+            while lane.is_open:
+                n = lane.n_due(self._n_reached)
+                if not n:
+                    self._wait_in_lane(lane)
+                    continue
+                makes_version = self._consume_rows(lane, n)
+                self._supply.listen(wait=False)
+                self._rest()
+                if makes_version and lane.is_open and not lane.is_worth_it(self._n_reached, self.pulse.version):
+                    self._leave_lane()
+                    self._lane = None  # the end is exact, and near
+        finally:
+            self._record_rows(lane)
+
+    def _consume_rows(self, lane: Lane, n: int) -> bool:
+        """Applies the next rows of the lane; whether the last of them made a version.
+
+        The versions that came of them go out before anything else is done: workers may be waiting for them.
+        """
+        rows, first = lane.rows, self.pulse.version
+        part = slice(lane.row - rows.first, lane.row - rows.first + n)
+        makes_version = rows.makes_version[part]
+        met_version = first + np.cumsum(makes_version) - makes_version
+        staleness, bases = met_version - rows.base[part], rows.base[part]
+        one = partial(self._one_of, rows, part.start, staleness.tolist(), met_version.tolist())
+        batch = Batch(rows.reports["n_samples"][part], staleness, makes_version, rows.address[part], one)
+        self._is_torn = True
+        if self._unpacking is None:
+            self._state, consumed = self._rule.consume(self._state, batch)
+        else:
+            self._state, consumed = one_by_one(self._rule, self._state, batch)
+        wall_s = self._clock()
+        self._hand_out(lane, consumed.versions, wall_s)
+        lane.consumed(n)
+        lane.pump(is_waiting=not lane.is_next_here())
+        rows.met_version[part], rows.weight[part], rows.scalars[part] = met_version, consumed.weights, consumed.scalars
+        self._n_reached += n
+        self.pulse.n_updates += n
+        told = zip(rows.arrival_s[part].tolist(), staleness.tolist(), consumed.weights, strict=True)
+        self._note_versions(first, told, makes_version.tolist(), wall_s)
+        self.pulse.virtual_s = float(rows.arrival_s[part][-1])
+        for version, n_users in counted(bases):
+            self._supply.release_version(version, n_users)
+        lane.plan()
+        self._is_torn = False
+        self._record_rows(lane, _RECORDED_TOGETHER)
+        return bool(makes_version[-1])
+
+    def _hand_out(self, lane: Lane, versions: Sequence[Float32], wall_s: float) -> None:
+        """Keeps the next versions for those who need them: tasks, an evaluation, and the last for the server."""
+        first = self.pulse.version + 1
+        for version, vector_P in enumerate(versions, first):
+            is_last = version == first + len(versions) - 1
+            n_users = lane.published(version, wall_s) + is_last + self._evaluations.are_due(version)
+            if n_users:
+                vector_P.flags.writeable = False
+                self._versions.add(version, vector_P, n_users)
+        self.pulse.version += len(versions)
+
+    def _note_versions(
+        self, first: int, told: Iterable[tuple[float, int, float]], makes_version: Sequence[bool], wall_s: float
+    ) -> None:
+        """Records and evaluates the versions after `first`; of every row are told its time, staleness and weight."""
+        made: list[tuple[float, ...]] = []
+        for (virtual_s, staleness, weight), is_made in zip(told, makes_version, strict=True):
+            self._merged.add(staleness, weight)
+            if is_made:
+                version = first + len(made) + 1
+                made.append(self._merged.row(version, virtual_s, wall_s))
+                self._merged = Merged()
+                if self._evaluations.are_due(version):
+                    self._evaluations.published(version, virtual_s)
+                    self._supply.release_version(version)
+        if made:
+            self._supply.release_version(first)
+            self._recorder.extend("versions", made)
+            self._evaluations.collect()
+
+    def _one_of(
+        self, rows: Rows, first: int, staleness: Sequence[int], met_version: Sequence[int], i: int
+    ) -> tuple[Update, Arrival]:
+        """All that is known of the i-th of the rows from index `first` on."""
+        task = rows.task(first + i)
+        base_P = self._versions.get(task.base_version) if self._needs_base else None
+        vector_P = rows.vectors[rows.first + first + i]
+        if self._unpacking is not None:
+            vector_P = self._unpacking.vector(vector_P, base_P)
+        return Update(rows.report(first + i), vector_P), Arrival(
+            staleness[i], task, met_version[i], task.arrival_s, base_P
+        )
+
+    def _record_rows(self, lane: Lane, least: int = 1) -> None:
+        """Records what the lane consumed, if that is so many rows at least."""
+        columns = lane.unrecorded(least)
+        if columns is not None:
+            self._recorder.extend_columns("tasks", columns)
+            self._recorded_s = self.pulse.wall_s
+
+    def _wait_in_lane(self, lane: Lane) -> None:
+        lane.pump(is_waiting=True)
+        while lane.is_open and not self._supply.listen():
+            self._while_waiting()
+
+    def _leave_lane(self) -> None:
+        """The general path goes on."""
+        assert self._lane is not None
+        self._take_from_lane()
+        self._lane.close()
+        self._passing.leave_lane()
+
+    def _take_from_lane(self) -> None:
+        """All that the lane knows, as the general path keeps it: waiting for what the next version is made of."""
+        assert self._lane is not None
+        self._record_rows(self._lane)
+        owed, plain = self._lane.owed()
+        self._live.put_plain(plain)
+        self._passing.take_over(self._lane.items([*owed, *plain.tasks]))
+        self._owed.extend((task, Outcome.APPLIED) for task in owed)
+        self._n_reached += len(owed)
+        self._left = Left(merge=True)
+        self.pulse.virtual_s = plain.now_s
+
+    def _give_to_lane(self) -> None:
+        """The lane, which has gone on knowing it all, has it alone again."""
+        self._n_reached -= len(self._owed)
+        self._owed.clear()
+        self._left = None
+        self._passing.give_up()
+
+    def _after_lane(self) -> None:
+        """The rest of the event in whose middle the lane was left."""
+        if self._left is not None:
+            self._complete(self._left)
+            self._go_on()

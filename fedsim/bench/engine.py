@@ -34,13 +34,16 @@ class Case(NamedTuple):
 
 _IN_FLIGHT = {"policy": "async", "concurrency": CONCURRENCY}
 _BUFFERED = {"policy": "buffered", "concurrency": CONCURRENCY, "buffer": BUFFER}
+_FEDBUFF = {"schedule": _BUFFERED, "aggregation": {"rule": "fedbuff"}}
 CASES = {
-    "cnn": Case("cnn", {}, 0.05, share=90.0),
-    "mlp": Case("mlp", {}, 0.15, share=65.0),
+    "cnn": Case("cnn", {"schedule": _IN_FLIGHT}, 0.07, share=90.0),
+    "mlp": Case("mlp", {"schedule": _IN_FLIGHT}, 0.2, share=65.0),
+    "cnn-buffered": Case("cnn", _FEDBUFF, 0.07, share=90.0),
+    "mlp-buffered": Case("mlp", _FEDBUFF, 0.2, share=65.0),
     "tiny-sync": Case(
         "tiny", {"schedule": {"policy": "sync", "cohort": CONCURRENCY}, "aggregation": {"rule": "fedavg"}}, 1.0, 50.0
     ),
-    "tiny-buffered": Case("tiny", {"schedule": _BUFFERED, "aggregation": {"rule": "fedbuff"}}, 1.0, 40.0),
+    "tiny-buffered": Case("tiny", _FEDBUFF, 1.0, 40.0),
     "tiny-fedasync": Case("tiny", {"schedule": _IN_FLIGHT}, 1.0, rate=10_000.0),
 }
 

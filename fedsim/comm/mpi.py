@@ -43,6 +43,7 @@ from fedsim.comm.transport import (
     empty_rows,
 )
 from fedsim.errors import FedsimError, LostError, StalledError
+from fedsim.recycled import Recycled
 from fedsim.types import Float32, Row, TaskReport
 
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs; while something is being sent
@@ -164,6 +165,7 @@ class MpiTransport:
         self._headers = [np.empty(wire.REPLY_BYTES, np.uint8) for _ in range(self.n_workers)]
         self._receives: list[MPI.Request | None] = [self._post_header(w) for w in range(self.n_workers)]
         self._pending: list[_Pending] = []
+        self._recycled = Recycled()  # large updates
         self._counters = [Counters() for _ in range(self.n_workers)]
         self._outboxes = [Outbox() for _ in range(self.n_workers)]  # one each: a slow worker keeps its own memory only
         self._dead: set[int] = set()
@@ -304,9 +306,11 @@ class MpiTransport:
         self, worker: int, tasks: Sequence[int], reports: Sequence[TaskReport], finish: Callable[[Any], Message]
     ) -> None:
         size, kind = self._lengths.update, np.dtype(self._lengths.update_type)
-        rows: Any = empty_rows(len(tasks), size, kind)
-        if size * kind.itemsize >= ALONE_BYTES:
-            rows = [np.empty(size, kind) for _ in tasks]
+        rows: Any
+        if size * kind.itemsize < ALONE_BYTES:
+            rows = empty_rows(len(tasks), size, kind)
+        else:
+            rows = [self._recycled.empty(size, kind) for _ in tasks]
         self._pending.append(_Pending(worker, self._receiving(worker, parts(rows)), rows, finish, tasks, reports))
 
     def _await_rows(self, worker: int, rows: Any, finish: Callable[[Any], Message]) -> None:

@@ -22,6 +22,7 @@ LEVELS = {
     "types": 0,
     "errors": 0,
     "addresses": 0,
+    "recycled": 0,
     "philox": 0,
     "seeding": 0,
     "layout": 0,

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -100,7 +101,8 @@ def _handed_out(door: socket.socket | None, names: list[str]) -> Bell:
             break
         try:
             assert door is not None and own is not None
-            socket.send_fds(door, [b"\0"], [theirs, own], socket.MSG_DONTWAIT, name)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", (theirs, own)))
+            door.sendmsg([b"\0"], [rights], socket.MSG_DONTWAIT, name)  # `socket.send_fds` forgets the address
         except OSError:  # it is on another machine
             os.close(theirs)
         else:

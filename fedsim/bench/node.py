@@ -83,7 +83,7 @@ def _config(data: Path) -> dict[str, Any]:
         "aggregation": {"rule": "fedavg"},
         "evaluation": {"every_versions": None},
         "memory": {"worker_data_bytes": WORKER_DATA_BYTES},
-        "stop": {"versions": 2},
+        "stop": {"versions": 8},  # long enough to be looked at several times
         "device": "cpu",
     }
 

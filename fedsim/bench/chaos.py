@@ -23,7 +23,7 @@ import numpy as np
 
 from fedsim import yamltree
 from fedsim.bench.figures import Figure, Report, Target
-from fedsim.bench.launch import Launcher, environment
+from fedsim.bench.launch import Launcher, environment, tail
 from fedsim.errors import EXIT_LOST, FedsimError, LaunchError
 from fedsim.record.reader import Run, open_run
 from fedsim.seeding import Purpose, generator
@@ -105,7 +105,7 @@ class Chaos:
         self._n_started += 1
         mark = f"{os.getpid()}-{self._n_started}"
         extra = {MARK: mark, "FEDSIM_INJECT": inject}
-        with (self.folder / f"{run.name}.log").open("ab") as log:
+        with self.log(run).open("ab") as log:
             process = subprocess.Popen(
                 [*self._mpirun, *_TOLERANT, "-n", str(n_ranks), *program],
                 stdin=subprocess.DEVNULL,
@@ -115,6 +115,10 @@ class Chaos:
                 start_new_session=True,
             )
         return Going(process, mark, run)
+
+    def log(self, run: Path) -> Path:
+        """What a run's processes print, all attempts in one file."""
+        return self.folder / f"{run.name}.log"
 
     def kill_workers(
         self, tally: Tally, run: Path, kind: str, moments: Sequence[tuple[int, float]], n_each: int
@@ -182,6 +186,8 @@ class Chaos:
         except FedsimError as error:
             found = [str(error)]
         tally.problems += [f"{run.name}: {problem}" for problem in found]
+        if found and self.log(run).exists():
+            tally.problems.append(f"{run.name} printed: {tail(self.log(run))}")
         self._say(f"{tally.what}: {tally.n_kills} kills, {tally.n_runs} runs, {len(tally.problems)} problems")
 
     def _replayed(self, run: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Launcher:
             finally:
                 _end(process)
         if code != 0:
-            raise LaunchError(f"{name}: exit code {code} of {shlex.join(words)}: {_tail(log)}")
+            raise LaunchError(f"{name}: exit code {code} of {shlex.join(words)}: {tail(log)}")
 
 
 def launcher_in(folder: Path, overrides: Sequence[str], say: Callable[[str], None]) -> Launcher:
@@ -197,7 +197,7 @@ def _read_peaks(folder: Path) -> dict[int, int]:
     return {note["rank"]: note["peak_bytes"] for note in notes}
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
     """The end of what a command printed, on one line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return " | ".join(line.strip() for line in lines[-_LOG_LINES:] if line.strip()) or "it printed nothing"

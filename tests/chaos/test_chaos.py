@@ -16,7 +16,7 @@ import pytest
 
 from fedsim.bench import chaos
 from fedsim.bench.chaos import MARK, Chaos, Going, Tally
-from fedsim.bench.launch import environment, find_mpirun
+from fedsim.bench.launch import environment, find_mpirun, tail
 
 SEED = 20
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,8 @@ def test_a_worker_is_killed_during_a_checkpoint(trouble: Chaos) -> None:
     going = trouble.start(run, "virtual", chaos.N_RANKS, sets=("checkpoint.every_versions=1",))
     until_s = time.monotonic() + chaos.TIMEOUT_S
     while not any(run.glob("checkpoint-*.part")):  # one is being written
-        assert going.process.poll() is None and time.monotonic() < until_s
+        assert going.process.poll() is None and time.monotonic() < until_s, tail(trouble.log(run))
+        time.sleep(0.001)
     tally.n_kills += going.kill(lambda ranks: [ranks[2]])
     going.wait()
     trouble.check(tally, run, "virtual")

@@ -14,7 +14,17 @@ from numpy.typing import DTypeLike, NDArray
 
 _LEAST_BYTES = 2**20  # smaller ones come from memory that the C library keeps anyway
 _MOST = 64  # arrays that are looked through
-_HELD_HERE = 3  # by the list, by the loop, and by the count itself
+
+
+def _n_held_here() -> int:
+    """How often an array counts as held that nobody holds but a list and a loop over it: that differs among Pythons."""
+    kept = [np.empty(0)]
+    for array in kept:
+        return sys.getrefcount(array)
+    raise AssertionError
+
+
+_HELD_HERE = _n_held_here()
 
 
 class Recycled:

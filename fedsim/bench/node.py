@@ -44,9 +44,9 @@ def measure(launcher: Launcher, repeat: int, megabytes: int, ranks: int) -> Repo
     return Report(
         bench="node",
         machine=launcher.machine,
-        what=f"{n_samples:,} images of {SHAPE} bytes in an NPZ file; {COHORT} of {CLIENTS} clients take one step each in "
-        f"each of {VERSIONS} versions; PSS without libraries, summed over all ranks, at its highest, less that of the "
-        f"same ranks with {FEW_SAMPLES} images",
+        what=f"{n_samples:,} images of {SHAPE} bytes in an NPZ file; {COHORT} of {CLIENTS} clients take one step each "
+        f"in each of {VERSIONS} versions; PSS without libraries, summed over all ranks, at its highest, less that of "
+        f"the same ranks with {FEW_SAMPLES} images",
         settings={"megabytes": megabytes, "ranks": ranks, "repeat": repeat, "set": list(launcher.overrides)},
         figures=_figures(runs, ranks),
         runs=runs,

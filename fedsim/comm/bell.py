@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import socket
+import struct
 import time
 from array import array
 from collections.abc import Iterable, Mapping
@@ -20,7 +22,8 @@ import numpy as np
 from mpi4py import MPI
 
 _TOKEN_BYTES = 16
-_MOST_DESCRIPTORS = 1024  # `select` knows no larger ones
+_CREDENTIALS = struct.Struct("3i")  # process, user, group of who sent a datagram
+_MOST_LETTERS = 64  # datagrams of others that are looked at
 
 
 class Bell:
@@ -34,7 +37,7 @@ class Bell:
     def open(cls, comm: MPI.Intracomm) -> Bell:
         """The bell of this rank; collective. Rank zero and a worker ring each other where they share a machine.
 
-        Rank zero makes all of them, and hands each worker two through a socket whose name they alone know.
+        Rank zero makes all of them, and hands each worker two through a socket that takes them from this user alone.
         """
         token = np.frombuffer(os.urandom(_TOKEN_BYTES), np.uint8).copy()
         comm.Bcast(token)
@@ -43,7 +46,31 @@ class Bell:
             comm.Barrier()  # whoever is on this machine can be found now
             bell = _handed_out(door, names) if comm.rank == 0 else cls()
             comm.Barrier()
-            return bell if comm.rank == 0 else _taken(door)
+            if comm.rank > 0:
+                bell = _taken(door)
+        have_one = comm.gather(bell._own is not None)
+        if have_one is not None:
+            bell._forget(rank for rank, has_one in enumerate(have_one) if not has_one)
+        return bell
+
+    def close(self) -> None:
+        """Gives its descriptors back; it rings and is rung no more."""
+        own, self._own = self._own, None
+        for descriptor in [own, *self._others.values()]:
+            if descriptor is not None:
+                os.close(descriptor)
+        self._others.clear()
+
+    def __enter__(self) -> Bell:
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.close()
+
+    def _forget(self, ranks: Iterable[int]) -> None:
+        for rank in ranks:
+            if (descriptor := self._others.pop(rank, None)) is not None:
+                os.close(descriptor)
 
     def reaches(self, ranks: Iterable[int]) -> bool:
         """Whether all these ranks ring here when they have sent something."""
@@ -58,13 +85,16 @@ class Bell:
             if gives_way:
                 os.sched_yield()
 
-    def wait(self, seconds: float) -> None:
-        """Sleeps until somebody rings, or has rung since the last call, or so long."""
+    def wait(self, seconds: float) -> bool:
+        """Sleeps until somebody rings, or has rung since the last call, or so long; whether it was rung."""
         if self._own is None:
             time.sleep(seconds)
-        elif select.select((self._own,), (), (), seconds)[0]:
-            with contextlib.suppress(OSError):
-                os.eventfd_read(self._own)
+            return False
+        if not select.select((self._own,), (), (), seconds)[0]:
+            return False
+        with contextlib.suppress(OSError):
+            os.eventfd_read(self._own)
+        return True
 
 
 class _NoDoor:
@@ -84,6 +114,7 @@ def _bound(name: str) -> socket.socket | _NoDoor:
     door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     door.setblocking(False)
     try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         door.bind(name)
     except OSError:
         door.close()
@@ -114,14 +145,35 @@ def _taken(door: socket.socket | None) -> Bell:
     """A worker's bell, if rank zero has sent it one."""
     if door is None:
         return Bell()
-    try:
-        _, descriptors, _, _ = socket.recv_fds(door, 1, 2, socket.MSG_DONTWAIT)
-    except OSError:
-        return Bell()
-    if len(descriptors) != 2 or max(descriptors) >= _MOST_DESCRIPTORS:
-        return Bell()
-    own, servers = descriptors
-    return Bell(own, {0: servers})
+    for _ in range(_MOST_LETTERS):
+        try:
+            user, descriptors = _letter(door)
+        except OSError:  # there is none, or none any more
+            break
+        if user == os.getuid() and len(descriptors) == 2 and max(descriptors) < _most_descriptors():
+            return Bell(descriptors[0], {0: descriptors[1]})
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return Bell()
+
+
+def _letter(door: socket.socket) -> tuple[int, list[int]]:
+    """The next datagram: the user who sent it, as the system says, and the descriptors in it. OSError without one."""
+    user, descriptors = -1, array("i")
+    room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(2 * descriptors.itemsize)
+    for level, kind, data in door.recvmsg(1, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)[1]:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            user = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1]
+        elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return user, descriptors.tolist()
+
+
+def _most_descriptors() -> int:
+    """The largest descriptor that a bell may have, and one more: `select` knows 1,024, and half of what there are is
+    left for other things."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(1024, soft if soft > 0 else 1024) // 2
 
 
 def _made() -> int | None:
@@ -130,7 +182,7 @@ def _made() -> int | None:
         descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     except OSError:
         return None
-    if descriptor >= _MOST_DESCRIPTORS:
+    if descriptor >= _most_descriptors():
         os.close(descriptor)
         return None
     return descriptor

@@ -48,6 +48,7 @@ from fedsim.types import Float32, Row, TaskReport
 
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs; while something is being sent
 _LONGEST_WAIT_S = 5e-3  # of one that is rung
+_LOOKS = 2  # short waits after a ring: a header above MPI's eager limit may need another exchange to be here
 _BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
 
 
@@ -170,6 +171,7 @@ class MpiTransport:
         self._outboxes = [Outbox() for _ in range(self.n_workers)]  # one each: a slow worker keeps its own memory only
         self._dead: set[int] = set()
         self._abandoned = Abandoned()
+        self._n_looks = 0
 
     def rank(self, worker: int) -> int:
         return worker + 1
@@ -212,10 +214,11 @@ class MpiTransport:
         living = (worker + 1 for worker, request in enumerate(self._receives) if request is not None)
         if self._pending or not self._channels.bell.reaches(living):
             return 0.0
-        return _LONGEST_WAIT_S if self._all_sent() else _LONGEST_SLEEP_S
+        return _LONGEST_WAIT_S if self._all_sent() and not self._n_looks else _LONGEST_SLEEP_S
 
     def wait(self, seconds: float) -> None:
-        self._channels.bell.wait(seconds)
+        is_rung = self._channels.bell.wait(seconds)
+        self._n_looks = _LOOKS if is_rung else max(self._n_looks - 1, 0)
 
     def poll(self) -> Sequence[Message]:
         messages: list[Message] = []
@@ -228,6 +231,8 @@ class MpiTransport:
                 messages.append(self._bury(worker, error))
         if self._pending:
             messages += self._completed()
+        if messages:
+            self._n_looks = 0
         return messages
 
     def counters(self, worker: int) -> Counters:

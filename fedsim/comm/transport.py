@@ -262,7 +262,7 @@ class Backoff:
     """
 
     def __init__(
-        self, cap_s: float = 2e-3, floor_s: float = 10e-6, sleep: Callable[[float], None] = time.sleep
+        self, cap_s: float = 2e-3, floor_s: float = 10e-6, sleep: Callable[[float], object] = time.sleep
     ) -> None:
         self._cap_s = cap_s
         self._floor_s = floor_s

@@ -34,6 +34,8 @@ class Recorder(Protocol):
 
     def flush(self) -> None: ...
 
+    def is_due(self, now_s: float) -> bool: ...
+
     def rows(self) -> dict[str, int]: ...
 
 
@@ -105,6 +107,15 @@ class Evaluations:
         """Whether a version is one of those to be evaluated."""
         every = self._config.every_versions
         return self._has_tests and every is not None and version % every == 0
+
+    def n_versions_at_once(self, version: int) -> int | None:
+        """How many versions after this one can be made before one has to wait for its evaluation's place; None: any."""
+        every = self._config.every_versions
+        if not self._has_tests or every is None:
+            return None
+        self.collect()
+        n_free = _MOST_OUTSTANDING - len(self._virtual_s)
+        return (version // every + n_free + 1) * every - 1 - version
 
     def target_reached(self, version: int) -> bool:
         """Whether an evaluation that may be read at this version reached the target; waits for it if it must."""

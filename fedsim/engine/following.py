@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from fedsim.engine.making import Left, Merged
 from fedsim.engine.passing import SupplyWithLane
 from fedsim.engine.rows import Rows
 from fedsim.engine.server import Server
+from fedsim.errors import RecordError
 from fedsim.types import Float32, Outcome, Update
 
 _RECORDED_TOGETHER = 256  # rows
@@ -42,6 +44,7 @@ class ServerWithLane(Server):
 
     def _keep(self) -> None:
         is_in_lane = self._keeper is not None and self._lane is not None and self._lane.is_open
+        virtual_s = self.pulse.virtual_s
         if is_in_lane:
             self._take_from_lane()
         try:
@@ -49,11 +52,14 @@ class ServerWithLane(Server):
         finally:
             if is_in_lane:
                 self._give_to_lane()
+                self.pulse.virtual_s = virtual_s
 
     def _attend(self) -> None:
+        if self._lane is not None and self._lane.is_open:
+            now_s = self._clock()
+            if self._recorder.is_due(now_s) or now_s - self._recorded_s >= _RECORD_EVERY_S:
+                self._record_rows(self._lane)  # a reader finds no version without its tasks
         super()._attend()
-        if self._lane is not None and self._lane.is_open and self.pulse.wall_s - self._recorded_s >= _RECORD_EVERY_S:
-            self._record_rows(self._lane)
 
     def _opens_lane(self, lane: Lane) -> bool:
         """Opens the fast lane right after a version was made, where there is one, and everything is plain."""
@@ -72,7 +78,7 @@ class ServerWithLane(Server):
         """Applies the updates that are due, all together that are here, until something is not plain."""
         try:
             while lane.is_open:
-                n = lane.n_due(self._n_reached)
+                n = self._n_due(lane)
                 if not n:
                     self._wait_in_lane(lane)
                     continue
@@ -82,8 +88,19 @@ class ServerWithLane(Server):
                 if makes_version and lane.is_open and not lane.is_worth_it(self._n_reached, self.pulse.version):
                     self._leave_lane()
                     self._lane = None  # the end is exact, and near
-        finally:
-            self._record_rows(lane)
+        except BaseException:
+            with contextlib.suppress(RecordError):  # why the run ends is another thing
+                self._record_rows(lane)
+            raise
+        self._record_rows(lane)
+
+    def _n_due(self, lane: Lane) -> int:
+        """How many rows can be consumed now: evaluations of what they make must find a place, since nobody is listened
+        to in the middle."""
+        n = lane.n_due(self._n_reached)
+        if n and (n_versions := self._evaluations.n_versions_at_once(self.pulse.version)) is not None:
+            n = lane.n_before(n, n_versions)
+        return n
 
     def _consume_rows(self, lane: Lane, n: int) -> bool:
         """Applies the next rows of the lane; whether the last of them made a version.
@@ -104,9 +121,9 @@ class ServerWithLane(Server):
             self._state, consumed = one_by_one(self._rule, self._state, batch)
         wall_s = self._clock()
         self._hand_out(lane, consumed.versions, wall_s)
+        rows.met_version[part], rows.weight[part], rows.scalars[part] = met_version, consumed.weights, consumed.scalars
         lane.consumed(n)
         lane.pump(is_waiting=not lane.is_next_here())
-        rows.met_version[part], rows.weight[part], rows.scalars[part] = met_version, consumed.weights, consumed.scalars
         self._n_reached += n
         self.pulse.n_updates += n
         told = zip(rows.arrival_s[part].tolist(), staleness.tolist(), consumed.weights, strict=True)

@@ -34,7 +34,7 @@ from fedsim.types import Int64, Task
 
 if TYPE_CHECKING:
     from fedsim.engine.plan import Plan
-    from fedsim.schedule.ahead import Ahead
+    from fedsim.schedule.ahead import Ahead, Planned
 
 _LEAST_UPDATES = 4096  # a shorter run is over before the compiled schedule is loaded
 _MOST_CLIENTS = 2**17  # what is known of each is kept in memory
@@ -115,7 +115,7 @@ class Lane:
     # ------------------------------------------------------------------------------ opening and leaving
 
     def is_worth_it(self, n_reached: int, version: int) -> bool:
-        """Whether the exact end of the run is far enough."""
+        """Whether the exact end of the run is far enough, as far as is known; `open` looks for that in virtual time."""
         return self._is_before_end(n_reached, version, 0)
 
     def _is_before_end(self, n_reached: int, version: int, n_rows: int) -> bool:
@@ -125,14 +125,27 @@ class Lane:
             return False
         if stop.versions is not None and version - (-n_rows // n) + 2 > stop.versions:
             return False
-        if stop.virtual_s is None or not self.rows.number.size:
+        if stop.virtual_s is None or not self.is_open:
             return True
         self._plan(n_rows + 2 * n)
         return bool(self.rows.arrival_s[self.row - self.rows.first + n_rows + 2 * n - 1] <= stop.virtual_s)
 
+    def _planned_to_open(self) -> list[Planned] | None:
+        """The first rows, as many as must come before the end in virtual time; None if they do not."""
+        least, stop_s = 2 * self._n_merge, self._stop.virtual_s
+        blocks = [self._ahead.plan()]
+        while sum(block.rates.size for block in blocks) < least:
+            blocks.append(self._ahead.plan())
+        arrival_s = np.concatenate([block.tasks.arrival_s for block in blocks])
+        return blocks if stop_s is None or arrival_s[least - 1] <= stop_s else None
+
     def open(self, plain: Plain, items: Sequence[Item], depot: Depot) -> bool:
         """Goes on from a schedule that made a version and dispatched, with what is known of its tasks; if it can."""
         if any(not _is_plain(item) for item in items):
+            return False
+        self._ahead.take_over(plain)
+        blocks = self._planned_to_open()
+        if blocks is None:
             return False
         self._start(plain.version, plain.n_consumed)
         for item in items:
@@ -141,7 +154,8 @@ class Lane:
                 self._foreign[item.task.task] = _Foreign(item)
         self._made_s.setdefault(plain.version, self._clock())
         self._depot = depot
-        self._ahead.take_over(plain)
+        for planned in blocks:
+            self._know(planned)
         self._plan(self._n_planned)
         return True
 
@@ -186,9 +200,15 @@ class Lane:
         n_known = self.rows.stop - self.row - self._n_in_flight - self._n_merge  # whose versions' tasks are known
         here = self.rows.stage[at : at + min(self._most_together, n_known)] == Stage.HERE
         n = here.size if here.all() else int(here.argmin())
-        if n and not self._is_before_end(n_reached, self._version, n):
-            n = min(n, self._next_making() + 1 - at)
+        if n and not self._is_before_end(n_reached, self._version, n):  # which may plan, and move all indices
+            n = min(n, self._next_making() + 1 - (self.row - self.rows.first))
         return n
+
+    def n_before(self, n: int, n_versions: int) -> int:
+        """How many of the next `n` rows make no more than so many versions."""
+        at = self.row - self.rows.first
+        making = np.flatnonzero(self.rows.makes_version[at : at + n])
+        return n if making.size <= n_versions else int(making[n_versions])
 
     def is_next_here(self) -> bool:
         """Whether the update that is due is here."""
@@ -227,22 +247,25 @@ class Lane:
 
     def _plan(self, n: int) -> None:
         """Sees to it that `n` rows from the next on are known."""
+        while self.rows.stop - self.row < n:
+            self._know(self._ahead.plan())
+
+    def _know(self, planned: Planned) -> None:
+        """Appends rows."""
         rows = self.rows
-        while rows.stop - self.row < n:
-            planned = self._ahead.plan()
-            for version, count in planned.n_based.items():
-                if version <= self._version:
-                    self._versions.retain(version, count)
-                else:
-                    self._n_based[version] += count
-            assert self._depot is not None
-            host_of, first = self._depot.host_of, rows.stop
-            host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
-            is_there = planned.tasks.base_version <= self._version
-            rows.extend(planned, host, np.where(is_there, np.int8(Stage.READY), np.int8(Stage.WAITING)))
-            if self._foreign:
-                self._know_foreign(first)
-            self._forget()
+        for version, count in planned.n_based.items():
+            if version <= self._version:
+                self._versions.retain(version, count)
+            else:
+                self._n_based[version] += count
+        assert self._depot is not None
+        host_of, first = self._depot.host_of, rows.stop
+        host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
+        is_there = planned.tasks.base_version <= self._version
+        rows.extend(planned, host, np.where(is_there, np.int8(Stage.READY), np.int8(Stage.WAITING)))
+        if self._foreign:
+            self._know_foreign(first)
+        self._forget()
 
     def _know_foreign(self, first: int) -> None:
         """Finds those posted before among the rows from `first` on."""

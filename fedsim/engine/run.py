@@ -378,13 +378,14 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
     nodes = open_nodes(caller.world.comm, n_shared, made.bounds.worker_versions)
     channels = Channels.open(caller.world.comm, made.config.memory.piece_bytes // 4)
     lengths = lengths_of(made)
-    if caller.world.rank == 0:
-        transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger)
-        return _serve(made, begun, attempt, caller, transport, clock, watch)
-    worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
-    survives = not why_not_survivable(caller.world, os.environ)
-    with watch, noticed_exits(headline(caller.world)) if survives else nullcontext():
-        return WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
+    with channels.bell:
+        if caller.world.rank == 0:
+            transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger)
+            return _serve(made, begun, attempt, caller, transport, clock, watch)
+        worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
+        survives = not why_not_survivable(caller.world, os.environ)
+        with watch, noticed_exits(headline(caller.world)) if survives else nullcontext():
+            return WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
 
 
 def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[[], float]) -> Worker:

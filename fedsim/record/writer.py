@@ -104,9 +104,13 @@ class RecordWriter:
         """Flushes if `flush_s` went by since the last time it did, or since the first call."""
         if self._last_flush_s is None:
             self._last_flush_s = now_s
-        if now_s - self._last_flush_s >= self._flush_s:
+        if self.is_due(now_s):
             self._last_flush_s = now_s
             self.flush()
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether `tick` would flush now."""
+        return self._last_flush_s is not None and now_s - self._last_flush_s >= self._flush_s
 
     def flush(self, durable: bool = False) -> None:
         """Writes every buffered row and publishes it to readers; `durable` waits for the disk, as a checkpoint must.

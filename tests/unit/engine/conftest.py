@@ -158,6 +158,9 @@ class Rows:
     def tick(self, now_s: float) -> None:
         pass
 
+    def is_due(self, now_s: float) -> bool:
+        return False
+
     def flush(self) -> None:
         pass
 

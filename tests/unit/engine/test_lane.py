@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsim.engine import evaluations, following, rows
 from fedsim.engine.lane import _dealt
 from fedsim.engine.supply import Bounds
 
@@ -102,6 +103,61 @@ def test_a_client_that_fails_once_is_tried_again_outside_the_lane(bench: Any, co
     room = bench(n_workers=2, bounds=ROOM, placement="dynamic", has_lane=True, inject="raise:8@1")
     check_same(room.run(run), whole)
     assert len(room.reports) == 1 and 10 < room.n_lane_updates < 103
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("end_s", (0.05, 0.3, 0.8, 1.5, 3.0))
+def test_the_lane_does_not_open_past_the_end(
+    bench: Any, config: Any, policy: str, end_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STOPS, "virtual_s", {"virtual_s": end_s})
+    run = of(config, policy, EXPONENTIAL, "virtual_s")
+    whole = bench(bounds=ROOM).run(run)
+    check_same(bench(n_workers=2, bounds=ROOM, placement="dynamic", has_lane=True).run(run), whole)
+
+
+@pytest.mark.parametrize("policy", ("async", "buffered", "sync"))
+def test_a_run_that_is_resumed_near_its_end_has_the_same_end(
+    bench: Any, config: Any, killing: Any, tmp_path: Path, policy: str
+) -> None:
+    run = of(config, policy, EXPONENTIAL, "virtual_s", evaluation={"every_versions": None})
+    whole = bench(bounds=ROOM).run(run)
+    n_resumed = 0
+    for n_events in range(10, 125, 3):
+        keeper = killing(tmp_path, [n_events], n_events + 1)
+        try:
+            bench(bounds=ROOM).run(run, keeper, None)
+        except keeper.Killed:
+            n_resumed += 1
+            check_same(bench(bounds=ROOM, has_lane=True).run(run, None, keeper.last), whole)
+    assert n_resumed > 5
+
+
+@pytest.mark.parametrize("i", range(10, 26))
+def test_rows_may_be_let_go_of_where_the_end_is_looked_for(
+    bench: Any, config: Any, i: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_COPIED", 20)
+    monkeypatch.setattr(following, "_RECORDED_TOGETHER", 1)
+    monkeypatch.setitem(STOPS, "virtual_s", {"virtual_s": 30.0 + 0.43 * i})
+    monkeypatch.setitem(POLICIES, "buffered", {"policy": "buffered", "concurrency": 3, "buffer": 12})
+    run, room = of(config, "buffered", EXPONENTIAL, "virtual_s"), Bounds(12, 2, 190, 190, 190)
+    whole = bench(bounds=room).run(run)
+    check_same(bench(n_workers=1, bounds=room, has_lane=True).run(run), whole)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("seed", "number"), [(0, 3), (1, 5), (2, 8), (3, 10)])
+def test_a_client_fails_while_evaluations_have_no_place(
+    bench: Any, config: Any, policy: str, seed: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluations, "_MOST_OUTSTANDING", 1)
+    often = {"every_versions": 1, "lag_versions": 3}
+    run = of(config, policy, EXPONENTIAL, "updates", on_client_error="retry", evaluation=often)
+    whole = bench(bounds=ROOM).run(run)
+    room = bench(n_workers=2, seed=seed, bounds=ROOM, placement="dynamic", has_lane=True, inject=f"raise:{number}@1")
+    check_same(room.run(run), whole)
+    assert len(room.reports) == 1
 
 
 def test_groups_of_one_size_and_no_more_than_it_takes() -> None:

@@ -48,8 +48,9 @@ from fedsim.types import Float32, Row, TaskReport
 
 _LONGEST_SLEEP_S = 5e-4  # of a worker without work, whose core nobody else needs; while something is being sent
 _LONGEST_WAIT_S = 5e-3  # of one that is rung
+_MOST_QUIET = 4  # doublings of the first of these to the second
 _LOOKS = 2  # short waits after a ring: a header above MPI's eager limit may need another exchange to be here
-_BUNDLE = 2**18  # elements: small versions travel together, as many as fit into 1 MiB
+_BUNDLE = 2**18  # elements: versions below `ALONE_BYTES` travel together, as many as fit into 1 MiB
 
 
 class _Pending(NamedTuple):
@@ -108,7 +109,7 @@ class Channels(NamedTuple):
 
 def bundles(n_versions: int, n_parameters: int) -> list[int]:
     """How many versions travel in each message: both ends count alike."""
-    most = max(1, _BUNDLE // n_parameters)
+    most = 1 if 4 * n_parameters >= ALONE_BYTES else _BUNDLE // n_parameters  # copies of large ones cost more
     full, rest = divmod(n_versions, most)
     return [most] * full + [rest] * (rest > 0)
 
@@ -171,7 +172,7 @@ class MpiTransport:
         self._outboxes = [Outbox() for _ in range(self.n_workers)]  # one each: a slow worker keeps its own memory only
         self._dead: set[int] = set()
         self._abandoned = Abandoned()
-        self._n_looks = 0
+        self._n_looks = self._n_quiet = 0  # short waits to come, and waits since we heard anything
 
     def rank(self, worker: int) -> int:
         return worker + 1
@@ -214,11 +215,14 @@ class MpiTransport:
         living = (worker + 1 for worker, request in enumerate(self._receives) if request is not None)
         if self._pending or not self._channels.bell.reaches(living):
             return 0.0
-        return _LONGEST_WAIT_S if self._all_sent() and not self._n_looks else _LONGEST_SLEEP_S
+        if self._all_sent() and not self._n_looks:
+            return _LONGEST_WAIT_S
+        return min(_LONGEST_SLEEP_S * 2.0**self._n_quiet, _LONGEST_WAIT_S)
 
     def wait(self, seconds: float) -> None:
         is_rung = self._channels.bell.wait(seconds)
         self._n_looks = _LOOKS if is_rung else max(self._n_looks - 1, 0)
+        self._n_quiet = 0 if is_rung else min(self._n_quiet + 1, _MOST_QUIET)
 
     def poll(self) -> Sequence[Message]:
         messages: list[Message] = []
@@ -232,7 +236,7 @@ class MpiTransport:
         if self._pending:
             messages += self._completed()
         if messages:
-            self._n_looks = 0
+            self._n_looks = self._n_quiet = 0
         return messages
 
     def counters(self, worker: int) -> Counters:

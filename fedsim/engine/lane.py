@@ -383,7 +383,7 @@ class Lane:
         if group is None:
             self._foreign_trained(message, now_s)
             return
-        assert np.array_equal(group.numbers, reports.rows["task"])
+        assert group.numbers.tolist() == reports.rows["task"].tolist()
         for version, n in group.bases:
             depot.shelves.unpin_from_tasks(message.worker, version, n)
         index = group.rows - self.rows.first

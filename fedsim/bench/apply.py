@@ -93,9 +93,12 @@ def _applier(rule_name: str, n_parameters: int) -> Callable[[Float32, Callable[[
 
 
 def _copier(n_bytes: int) -> Callable[[], object]:
-    """A copy that reads and writes so many bytes in all."""
+    """A copy that reads and writes so many bytes in all.
+
+    The source is written first: memory that never was is one page of zeros, read out of a cache.
+    """
     half = max(8, n_bytes // 2)
-    source, target = np.zeros(half, np.uint8), np.ones(half, np.uint8)
+    source, target = np.ones(half, np.uint8), np.ones(half, np.uint8)
     return lambda: np.copyto(target, source)
 
 

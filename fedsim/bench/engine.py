@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
     model: str
     changes: Mapping[str, Any]
-    length: float  # of a run, in updates for each one of `--updates`
+    length: float  # of a run, in updates for each one of `--updates`: several for each client, whose data are made once
     share: float | None = None  # of the trainers alone, in per cent
     rate: float | None = None  # updates a second
 
@@ -37,9 +37,9 @@ _BUFFERED = {"policy": "buffered", "concurrency": CONCURRENCY, "buffer": BUFFER}
 _FEDBUFF = {"schedule": _BUFFERED, "aggregation": {"rule": "fedbuff"}}
 CASES = {
     "cnn": Case("cnn", {"schedule": _IN_FLIGHT}, 0.07, share=90.0),
-    "mlp": Case("mlp", {"schedule": _IN_FLIGHT}, 0.2, share=65.0),
+    "mlp": Case("mlp", {"schedule": _IN_FLIGHT}, 0.5, share=65.0),
     "cnn-buffered": Case("cnn", _FEDBUFF, 0.07, share=90.0),
-    "mlp-buffered": Case("mlp", _FEDBUFF, 0.2, share=65.0),
+    "mlp-buffered": Case("mlp", _FEDBUFF, 0.5, share=65.0),
     "tiny-sync": Case(
         "tiny", {"schedule": {"policy": "sync", "cohort": CONCURRENCY}, "aggregation": {"rule": "fedavg"}}, 1.0, 50.0
     ),

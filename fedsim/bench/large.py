@@ -69,7 +69,9 @@ def measure(launcher: Launcher, repeat: int, updates: int, parameters: int) -> R
 
 
 def _measured(launcher: Launcher, name: str, rule: str, updates: int, parameters: int) -> Found:
-    small = launcher.run(f"{name}-small", config_of(rule, SMALL, updates), 1).peak_bytes[0]
+    little = config_of(rule, SMALL, updates)
+    little["memory"]["piece_bytes"] = SMALL  # in pieces, too: with the same libraries
+    small = launcher.run(f"{name}-small", little, 1).peak_bytes[0]
     config = config_of(rule, parameters, updates)
     bound, n_parameters = _stated(name, config)
     ran = launcher.run(name, config, 1)

@@ -117,8 +117,9 @@ def runs(draw: st.DrawFn) -> Mapping:
     run["aggregation"] = draw(st.one_of([sections(rule) for rule in rules]))
     run["stop"] = draw(sections(schema.StopConfig))
     run["evaluation"] = {**draw(sections(schema.EvaluationConfig)), "every_versions": draw(st.integers(1, 2**40))}
-    if run["training"].get("path") == "none":  # without training there are no results that a target could read
+    if run["training"].get("path") == "none":  # without training nothing can be read, and nothing be attacked
         run["stop"].pop("target", None)
+        run.pop("attack", None)
     _fit_personal(run)
     return run
 

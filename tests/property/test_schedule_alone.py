@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -138,6 +138,7 @@ def test_same_history(
     drawn = Devices(DevicesConfig.model_validate(devices), seed, n, Path("."), 100, 100)
     limits = StopConfig(**stop)
     members = np.flatnonzero(np.arange(n) % 3 < 2) if some else None
+    assume(policy.get("concurrency", 0) <= (n if members is None else members.size))  # as `check` sees to
     federation = alone.Federation(n, members, _sizes, lambda k: k, lambda k: 2 * k, drawn)
     assert not alone.reason_against(config, drawn)
     history = bulk.ScheduleAlone(config, limits, federation, seed, n_rows=40)

@@ -187,7 +187,7 @@ class Chaos:
             found = [str(error)]
         tally.problems += [f"{run.name}: {problem}" for problem in found]
         if found and self.log(run).exists():
-            tally.problems.append(f"{run.name} printed: {tail(self.log(run))}")
+            tally.problems[-1] += f"; it printed: {tail(self.log(run))}"  # no problem more
         self._say(f"{tally.what}: {tally.n_kills} kills, {tally.n_runs} runs, {len(tally.problems)} problems")
 
     def _replayed(self, run: Path) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_same_history(
     drawn = Devices(DevicesConfig.model_validate(devices), seed, n, Path("."), 100, 100)
     limits = StopConfig(**stop)
     members = np.flatnonzero(np.arange(n) % 3 < 2) if some else None
-    assume(policy.get("concurrency", 0) <= (n if members is None else members.size))  # as `check` sees to
+    assume(policy.get("k", 0) <= (n if members is None else members.size))  # `check` refuses more: no version is made
     federation = alone.Federation(n, members, _sizes, lambda k: k, lambda k: 2 * k, drawn)
     assert not alone.reason_against(config, drawn)
     history = bulk.ScheduleAlone(config, limits, federation, seed, n_rows=40)

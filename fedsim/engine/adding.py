@@ -17,7 +17,7 @@ class Adding:
         self._post = post
         self._clock = clock
         self._weights: Mapping[int, float] = {}
-        self.asked: set[int] = set()  # for their totals
+        self.asked: dict[int, frozenset[int]] = {}  # for their totals: workers, and the tasks that had been added there
         self.total_P: Int64 | None = None
 
     def begin(self, weights: Mapping[int, float]) -> None:
@@ -45,17 +45,22 @@ class Adding:
                 part = of_worker[start : start + MAX_TASKS]
                 self._post(worker, Command(add=part, weights=[self._weights[number] for number in part]))
 
-    def ask(self, workers: set[int]) -> None:
-        """Asks workers for their totals, once."""
-        for worker in sorted(workers - self.asked):
-            self.asked.add(worker)
+    def ask(self, items: Sequence[Item]) -> None:
+        """Asks for the totals of the workers that have added these, each once at a time."""
+        added: dict[int, list[int]] = {}
+        for item in items:
+            added.setdefault(item.worker, []).append(item.task.task)
+        for worker in sorted(added.keys() - self.asked.keys()):
+            self.asked[worker] = frozenset(added[worker])
             self._post(worker, Command(total=True))
 
     def summed(self, message: Summed, items: Mapping[int, Item]) -> None:
-        """A worker's total is here, and with it all that was added there."""
-        self.asked.discard(message.worker)
+        """A worker's total is here, and with it what had been added when it was asked for.
+
+        What has been added since, as when the tasks of a dead worker are trained again, is in the next one.
+        """
+        numbers = self.asked.pop(message.worker)
         self.total_P = message.total_P if self.total_P is None else self.total_P + message.total_P
-        for number in self._weights:
+        for number in numbers:
             item = items[number]
-            if item.worker == message.worker and item.state is State.SUMMED:
-                item.state, item.arrived_s = State.HERE, self._clock()
+            item.state, item.arrived_s = State.HERE, self._clock()

@@ -172,7 +172,7 @@ class Supply:
         while waiting := [item for item in items if item.state < State.HERE]:
             due = next((item for item in waiting if item.state is not State.SUMMED), None)
             if due is None:
-                self._adding.ask({item.worker for item in waiting})
+                self._adding.ask(waiting)
             self.pump(due)
             while not self.listen():
                 while_waiting()
@@ -486,7 +486,7 @@ class Supply:
         self._shelves.lose(worker)
         for other, version in self._shelves.known(self._transport.orphans(worker)):
             self._post(other, Command(coming=[version]))
-        self._adding.asked.discard(worker)
+        self._adding.asked.pop(worker, None)
         self._host_of = among(self._living, len(self._desks), self._home_of)
         desk, self._desks[worker] = self._desks[worker], Desk()
         for retried in self._items.values():

@@ -15,8 +15,17 @@ from fedsim.bench.twin.model import Job, Machine, Twin, limit_per_s
 from fedsim.bench.twin.pingpong import SIZES_BYTES, latency_and_byte_s
 from fedsim.errors import DataError
 
-FREE = Machine(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-COSTS = Machine(2e-4, 2e-9, 0.0, 5e-4, 0.0, 5e-6, 1e-10)
+FREE = Machine()
+COSTS = Machine(
+    update_s=2e-4,
+    mix_byte_s=2e-9,
+    add_byte_s=1e-9,
+    version_byte_s=1.5e-9,
+    total_byte_s=3e-9,
+    task_s=5e-4,
+    latency_s=5e-6,
+    message_byte_s=1e-10,
+)
 SHARED = replace(COSTS, task_s=2e-3, task_cpu_s=1.5e-3, cores=2)
 
 
@@ -30,24 +39,29 @@ def test_a_free_server_is_never_in_the_way() -> None:
 def test_many_workers_get_what_rank_zero_can_give() -> None:
     job = Job(n_workers=200, n_in_flight=600, group_s=0.01, model_bytes=4e4, is_ordered=False)
     limit = limit_per_s(COSTS, job)
-    assert limit == pytest.approx(1.0 / (2e-4 + 2e-9 * 4e4))
+    assert limit == pytest.approx(1.0 / (2e-4 + (2e-9 + 2e-10) * 4e4))
     said = Twin(COSTS, job).run(20_000)
     assert said.updates_per_s == pytest.approx(limit, rel=0.02) and said.server_busy > 0.97
 
 
-def test_a_link_can_be_the_limit() -> None:
+def test_copies_of_messages_can_be_the_limit() -> None:
     slow = replace(COSTS, message_byte_s=1e-6)
     job = Job(n_workers=50, n_in_flight=200, group_s=0.01, model_bytes=4e4, is_ordered=False)
-    assert Twin(slow, job).run(3000).updates_per_s == pytest.approx(1.0 / (1e-6 * 4e4), rel=0.05)
-    assert limit_per_s(slow, replace(job, wire=0.5)) == pytest.approx(2.0 * limit_per_s(slow, job))
+    copies_s = 2.0 * 1e-6 * 4e4  # a row comes in, a version goes out
+    assert Twin(slow, job).run(3000).updates_per_s == pytest.approx(1.0 / (copies_s + 2e-4 + 2e-9 * 4e4), rel=0.05)
+    only = Machine(message_byte_s=1e-6)
+    assert limit_per_s(only, replace(job, wire=0.5)) == pytest.approx(2.0 * limit_per_s(only, job))
 
 
-def test_sums_at_the_workers_cost_one_vector_a_worker() -> None:
-    job = Job(n_workers=4, n_in_flight=64, group_s=0.1, model_bytes=1e6, group=8, buffer=400, reduced=True)
-    free_updates = replace(COSTS, update_s=0.0)
-    assert limit_per_s(free_updates, job) == pytest.approx(
-        100.0 * limit_per_s(free_updates, replace(job, reduced=False))
-    )
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_buffer_costs_rank_zero_a_version_and_not_one_an_update(reduced: bool) -> None:
+    """Twenty workers, groups of eight, 160 updates a version: a version goes out once a worker."""
+    job = Job(20, 100, 0.001, 4e5, group=8, buffer=160, reduced=reduced, is_ordered=False)
+    per_byte = 1e-9 + 1.5e-9 / 160.0 + 1e-10 + 1e-10 / 8.0  # added, its share of the version, in, out
+    if reduced:  # a total a worker and version, of eight bytes a parameter
+        per_byte = 3e-9 * 20.0 / 160.0 + (1.5e-9 + 3e-9) / 160.0 + 2.0 * 1e-10 * 20.0 / 160.0 + 1e-10 / 8.0
+    assert limit_per_s(COSTS, job) == pytest.approx(1.0 / (2e-4 + 4e5 * per_byte))
+    assert Twin(COSTS, job).run(20_000).updates_per_s == pytest.approx(limit_per_s(COSTS, job), rel=0.03)
 
 
 def test_the_order_of_events_bounds_the_workers_that_can_be_busy() -> None:
@@ -83,7 +97,7 @@ def test_the_fit_finds_the_machine_that_made_the_points(true: Machine) -> None:
         return measure.Point(ranks, task_s, rate, 0.03 + said.server_busy, rate * true.task_cpu_s)  # 3 % of polling
 
     fitted = [point(ranks, measure.FIT_TASK_S) for ranks in measure.FIT_RANKS]
-    found = measure.fit(fitted, true.latency_s, true.message_byte_s, true.update_byte_s, true.cores)
+    found = measure.fit(fitted, replace(true, update_s=0.0, task_s=0.0, task_cpu_s=0.0))
     assert found.update_s == pytest.approx(true.update_s, rel=0.1)
     assert found.task_s == pytest.approx(true.task_s, rel=0.3)
     for ranks, task_s in ((3, 0.02), (9, 0.02), (5, 0.01), (9, 0.04)):

@@ -101,7 +101,7 @@ class LookAhead(NamedTuple):
 
 def look_ahead(in_flight: Sequence[int] = IN_FLIGHT, shifts: Sequence[float] = SHIFTS) -> list[LookAhead]:
     """Busy workers on the virtual clock where nothing costs anything and there are as many workers as tasks."""
-    free = Machine(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    free = Machine()
     rows = []
     for n in in_flight:
         for shift in shifts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fedsim import aggregation
-from fedsim.aggregation.rule import ALONE, Arrival
+from fedsim.aggregation.accumulate import ServerState
+from fedsim.aggregation.rule import ALONE, Arrival, Rule
 from fedsim.bench import configs
 from fedsim.bench.figures import Figure, Report, Target
 from fedsim.bench.launch import Launcher
@@ -22,7 +23,7 @@ from fedsim.bench.twin.forecast import forecast, look_ahead, look_ahead_markdown
 from fedsim.bench.twin.model import Job, Machine, Twin
 from fedsim.bench.twin.pingpong import latency_and_byte_s
 from fedsim.comm.faults import VARIABLE
-from fedsim.config import FedAsyncRule
+from fedsim.config import FedAsyncRule, FedBuffRule
 from fedsim.errors import DataError
 from fedsim.record.writer import one_line
 from fedsim.types import TaskReport, Update
@@ -75,7 +76,7 @@ def measure(
         if kept is not None:
             kept.write_text(json.dumps([vars(point) for point in points], indent=1), encoding="utf-8")
     cores = launcher.machine.usable_cores
-    machine = fit([p for p in points if is_fitted(p)], length_s, byte_s, rule_byte_s(), cores)
+    machine = fit([p for p in points if is_fitted(p)], costs_apart(length_s, byte_s, cores))
     errors = {key: _error(machine, of) for key, of in _by_place(points).items() if not is_fitted(of[0])}
     figures = [
         Figure.of(f"{ranks} ranks, tasks of {1e3 * task_s:g} ms: twin less engine", [error], "%", Target(-10.0, 10.0))
@@ -85,7 +86,7 @@ def measure(
     figures.append(Figure.of("largest error", [worst], "%", WITHIN))
     figures += [Figure.of(name, [value], unit) for name, value, unit in _costs(machine)]
     if folder is not None:
-        write_forecast(folder, machine, _spread(points, length_s, byte_s, cores), max(worst / 100.0, 0.02))
+        write_forecast(folder, machine, _spread(points, machine), max(worst / 100.0, 0.02))
     return Report(
         bench="twin",
         machine=launcher.machine,
@@ -96,11 +97,11 @@ def measure(
     )
 
 
-def _spread(points: Sequence[Point], latency_s: float, byte_s: float, cores: int) -> float:
+def _spread(points: Sequence[Point], machine: Machine) -> float:
     """By what factor rank zero's costs may be off: the rounds' own fits beside each other, a quarter at least."""
     fitted = [point for point in points if is_fitted(point)]
     n = len(FIT_RANKS)
-    own = [fit(fitted[i : i + n], latency_s, byte_s, 0.0, cores).update_s for i in range(0, len(fitted), n)]
+    own = [fit(fitted[i : i + n], machine).update_s for i in range(0, len(fitted), n)]
     return max(max(own) / max(min(own), 1e-9), 1.25)
 
 
@@ -191,8 +192,8 @@ def predicted(machine: Machine, point: Point) -> float:
     return Twin(machine, job_of(point.ranks, point.task_s)).run(20_000).updates_per_s
 
 
-def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: float, cores: int) -> Machine:
-    """The machine of so many cores that explains the points: four numbers are fitted, the others were measured apart.
+def fit(points: Sequence[Point], apart: Machine) -> Machine:
+    """The machine that explains the points: four numbers are fitted, the others are those of `apart`.
 
     Rank zero's time an update is the slope of its processor time over the rate; what it takes at rest is its polling.
     A worker's overhead a task is what is left of a worker's time beside the task itself; what a task needs of a core is
@@ -202,20 +203,15 @@ def fit(points: Sequence[Point], latency_s: float, byte_s: float, rule_byte_s: f
     shares = np.array([point.server_cpu_share for point in points])
     slope, rest = (float(value) for value in np.polyfit(rates, shares, 1))
     per_update_s = max(slope, 0.25 * float((shares / rates).mean()))
-    n_bytes = 4.0 * configs.TINY_PARAMETERS
-    own_s = max(per_update_s - (rule_byte_s + 2.0 * byte_s) * n_bytes, 0.0)
+    bytes_s = (apart.mix_byte_s + 2.0 * apart.message_byte_s) * 4.0 * configs.TINY_PARAMETERS  # a row in, a version out
     each = [(point.ranks - 1) / point.updates_per_s - point.task_s for point in points]
-    machine = Machine(
-        update_s=own_s,
-        update_byte_s=rule_byte_s + 2.0 * byte_s,  # a row comes in, a version goes out
+    machine = replace(
+        apart,
+        update_s=max(per_update_s - bytes_s, 0.0),
         group_s=0.0,  # groups of one: its share is in update_s
         task_s=max(float(np.mean(each)), 0.0),
-        task_byte_s=0.0,
-        latency_s=latency_s,
-        message_byte_s=byte_s,
-        cores=cores,
-        rest_cores=min(max(rest, 0.0), 0.5),
         task_cpu_s=float(np.mean([point.workers_cpu_share / point.updates_per_s for point in points])),
+        rest_cores=min(max(rest, 0.0), 0.5),
     )
     return _corrected(machine, points)
 
@@ -234,32 +230,88 @@ def ping_pong(launcher: Launcher) -> tuple[float, float]:
     return latency_and_byte_s([(int(size), float(seconds)) for size, seconds in found])
 
 
-def rule_byte_s() -> float:
-    """Seconds a byte that FedAsync takes to apply an update and publish the version: the slope over model sizes."""
-    times = [_apply_s(n) for n in _RULE_SIZES]
+def costs_apart(latency_s: float, byte_s: float, cores: int) -> Machine:
+    """What is measured without a run: messages as said, and rank zero's passes over a model, timed here."""
+    return Machine(
+        mix_byte_s=_slope(_mix_s),
+        add_byte_s=_slope(_add_s),
+        version_byte_s=_slope(_version_s),
+        total_byte_s=_slope(_total_s),
+        latency_s=latency_s,
+        message_byte_s=byte_s,
+        cores=cores,
+    )
+
+
+def _slope(seconds_of: Callable[[int], float]) -> float:
+    """Seconds a byte of the model in float32, over model sizes."""
+    times = [seconds_of(n) for n in _RULE_SIZES]
     slope = np.polyfit([4.0 * n for n in _RULE_SIZES], times, 1, w=1.0 / np.array(times))[0]
     return max(float(slope), 0.0)
 
 
-def _apply_s(n: int) -> float:
+def _timed_s(action: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    action()
+    return time.perf_counter() - start_s
+
+
+def _least_s(action: Callable[[], object]) -> float:
+    return min(_timed_s(action) for _ in range(5))
+
+
+def _update(n: int) -> Update:
+    return Update(TaskReport(0, 1, 40, 4, 1.0, 1.0, 1.0, 0.0), np.ones(n, np.float32))
+
+
+def _mix_s(n: int) -> float:
+    """FedAsync: an update is applied and the version made, together."""
     rule = aggregation.build(FedAsyncRule(rule="fedasync"), ALONE)
-    state = rule.init(np.zeros(n, np.float32))
-    report = TaskReport(0, 1, 40, 4, 1.0, 1.0, 1.0, 0.0)
-    update = Update(report, np.ones(n, np.float32))
+    state, update = rule.init(np.zeros(n, np.float32)), _update(n)
+    return _least_s(lambda: rule.complete(state, update, Arrival(0)))
+
+
+def _buffered(n: int) -> tuple[Rule, ServerState, Update]:
+    rule = aggregation.build(FedBuffRule(rule="fedbuff"), replace(ALONE, n_updates=1000))
+    state, update = rule.init(np.zeros(n, np.float32)), _update(n)
+    rule.accumulate(state, update, Arrival(0))
+    return rule, state, update
+
+
+def _add_s(n: int) -> float:
+    """FedBuff: an update is added."""
+    rule, state, update = _buffered(n)
+    return _least_s(lambda: rule.accumulate(state, update, Arrival(0)))
+
+
+def _version_s(n: int) -> float:
+    """FedBuff: a version is made of what was added."""
+    rule, state, update = _buffered(n)
+
+    def make() -> None:
+        rule.commit(state)
+        rule.publish(state)
+
     times = []
     for _ in range(5):
-        start_s = time.perf_counter()
-        state, _ = rule.accumulate(state, update, Arrival(0))
-        state = rule.commit(state)
-        rule.publish(state)
-        times.append(time.perf_counter() - start_s)
+        rule.accumulate(state, update, Arrival(0))
+        times.append(_timed_s(make))
     return min(times)
+
+
+def _total_s(n: int) -> float:
+    """A worker's total is added to another's."""
+    total_P = np.ones(n, np.int64)
+    return _least_s(lambda: total_P + total_P)
 
 
 def _costs(machine: Machine) -> list[tuple[str, float, str]]:
     return [
         ("rank zero an update", 1e6 * machine.update_s, "us"),
-        ("rank zero a megabyte", 1e12 * machine.update_byte_s, "us"),
+        ("rank zero a megabyte of a version of one", 1e12 * machine.mix_byte_s, "us"),
+        ("rank zero a megabyte added", 1e12 * machine.add_byte_s, "us"),
+        ("rank zero a megabyte of a version of many", 1e12 * machine.version_byte_s, "us"),
+        ("rank zero a megabyte of a total", 1e12 * machine.total_byte_s, "us"),
         ("a worker's overhead a task", 1e6 * machine.task_s, "us"),
         ("a task's time on a core", 1e6 * machine.task_cpu_s, "us"),
         ("rank zero's polling", 100.0 * machine.rest_cores, "% of a core"),

@@ -4,8 +4,8 @@ Rank zero does one thing at a time: it takes a reply, consumes the updates that 
 two groups at most, one in training. Tasks are due in virtual time, so an update that is in early waits for those due
 before it, as in `fedsim.engine.supply`. Where ranks are more than cores, whatever computes waits for one: rank zero at
 its service, a worker at what its task takes of a processor. Cores go to who asked first. A message costs latency, and
-its bytes cost time on rank zero's link, which carries one message at a time in each direction (LogGP's L + o and G;
-Alexandrov et al., SPAA 1995).
+its bytes cost time on rank zero's link, which carries one message at a time in each direction, and as much of rank
+zero's own, which copies them (LogGP's L + o and G; Alexandrov et al., SPAA 1995).
 What it leaves out: contention in the network beyond rank zero's link, evaluations, checkpoints, and noise.
 """
 
@@ -27,31 +27,33 @@ _N_GROUPS = 2
 class Machine:
     """What things cost. Times in seconds, of one core; those with `_byte_s` are seconds a byte.
 
-    `update_s` and `update_byte_s` are rank zero's for an update, all in: taking it, applying it, recording it, posting
-    the next task. `group_s` is what it pays for a group's messages besides. `task_s` is a worker's overhead a task,
-    `task_cpu_s` the processor time that a task takes in all, which may be spent beside what the task waits for.
+    `update_s` is rank zero's for an update, whatever its size: taking it, applying it, recording it, posting the next
+    task. Of the model's bytes in float32: `mix_byte_s` to make a version of one update (FedAsync), `add_byte_s` to add
+    one to a buffer, `version_byte_s` to make a version of what was added, `total_byte_s` to add a worker's total.
+    A byte of a message takes `message_byte_s` on the link, and of rank zero. `group_s` is what it pays for a group's
+    messages besides. `task_s` is a worker's overhead a task, `task_cpu_s` the processor time that a task takes in all,
+    which may be spent beside what the task waits for.
     All ranks share so many `cores`, of which rank zero's polling takes `rest_cores`; with 0 each has one of its own.
     """
 
-    update_s: float
-    update_byte_s: float
-    group_s: float
-    task_s: float
-    task_byte_s: float
-    latency_s: float
-    message_byte_s: float
+    update_s: float = 0.0
+    mix_byte_s: float = 0.0
+    add_byte_s: float = 0.0
+    version_byte_s: float = 0.0
+    total_byte_s: float = 0.0
+    group_s: float = 0.0
+    task_s: float = 0.0
+    task_byte_s: float = 0.0
+    latency_s: float = 0.0
+    message_byte_s: float = 0.0
     task_cpu_s: float = 0.0
     cores: int = 0
     rest_cores: float = 0.0
 
     def scaled(self, factor: float) -> Machine:
-        """The same with rank zero's costs times `factor`: for error bands."""
-        return replace(
-            self,
-            update_s=self.update_s * factor,
-            update_byte_s=self.update_byte_s * factor,
-            group_s=self.group_s * factor,
-        )
+        """The same with rank zero's costs times `factor`, but for the copies of messages: for error bands."""
+        names = ("update_s", "mix_byte_s", "add_byte_s", "version_byte_s", "total_byte_s", "group_s")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Job:
 
     A group is `group` tasks that are trained, sent and due together. `buffer` updates make a version. `wire` is the
     share of the bytes that travels (0.5 for half precision). `reduced` says that workers sum their updates, so that a
-    version costs one vector a worker and not one an update. `is_exponential` is about the wall time of training.
+    version costs one vector a worker, of 64-bit numbers, and not one an update. `is_exponential` is about the wall time
+    of training.
     On the virtual clock (`is_ordered`) updates are applied in the order in which they are due: a task's virtual
     duration is `shift` of its mean, and for the rest exponential. On the wall clock they are applied as they come.
     """
@@ -76,6 +79,16 @@ class Job:
     is_exponential: bool = True
     is_ordered: bool = True
     shift: float = 0.0
+
+    @property
+    def totals(self) -> float:
+        """Workers' totals an update, where they sum."""
+        return min(1.0, self.n_workers / self.buffer)
+
+    @property
+    def update_bytes(self) -> float:
+        """What comes to rank zero of an update."""
+        return 2.0 * self.totals * self.model_bytes if self.reduced else self.wire * self.model_bytes
 
 
 class Outcome(NamedTuple):
@@ -179,10 +192,10 @@ class Twin:
         while self._asleep and (not self._replies or self._asleep[0][0] < self._replies[0][0]):
             self._wake()
         sent_s, _, worker, group = heapq.heappop(self._replies)
-        taken_s = self._reply_bytes() * self._machine.message_byte_s
-        self._link_in_s = max(self._link_in_s, sent_s) + taken_s
+        copied_s = self._job.group * self._job.update_bytes * self._machine.message_byte_s
+        self._link_in_s = max(self._link_in_s, sent_s) + copied_s
         self._now_s = max(self._now_s, self._link_in_s + self._machine.latency_s)
-        self._works(self._machine.group_s)
+        self._works(self._machine.group_s + copied_s)
         has = self._workers[worker].n_groups = self._workers[worker].n_groups - 1
         self._wanting[has].append(worker)
         if self._job.is_ordered:
@@ -196,16 +209,9 @@ class Twin:
         self._post()
 
     def _consume(self, due_s: float) -> None:
-        self._works(self._job.group * self._update_cost_s())
+        self._works(self._job.group * update_cost_s(self._machine, self._job))
         self._n_done += self._job.group
         self._dispatch(due_s)
-
-    def _update_cost_s(self) -> float:
-        job, machine = self._job, self._machine
-        n_bytes = job.model_bytes
-        if job.reduced:  # a vector a worker and version, shared by the updates in it
-            n_bytes *= min(1.0, job.n_workers / job.buffer)
-        return machine.update_s + machine.update_byte_s * n_bytes
 
     def _post(self) -> None:
         """A group to each idle worker, then a second one where there is plenty, as `fedsim.engine.supply` has it."""
@@ -225,6 +231,7 @@ class Twin:
         if base > worker.known:
             worker.known = base
             sent_s = job.model_bytes * job.wire * machine.message_byte_s
+            self._works(sent_s)
         worker.n_groups += 1
         if worker.n_groups < _N_GROUPS:
             self._wanting[worker.n_groups].append(index)
@@ -256,21 +263,30 @@ class Twin:
             (following, in_s), worker.waiting = worker.waiting, None
             self._start(index, following, max(worker.free_at_s, in_s))
 
-    def _reply_bytes(self) -> float:
-        job = self._job
-        shared = min(1.0, job.n_workers / job.buffer) if job.reduced else 1.0
-        return job.group * shared * job.model_bytes * job.wire
-
     def _group_length_s(self) -> float:
         job, machine = self._job, self._machine
         length_s = job.group_s * (self._exponential() if job.is_exponential else 1.0)
         return length_s + job.group * (machine.task_s + machine.task_byte_s * job.model_bytes)
 
 
+def update_cost_s(machine: Machine, job: Job) -> float:
+    """What an update costs rank zero beside the copies of messages, its share of the version included."""
+    if job.reduced:
+        passes_s = job.totals * machine.total_byte_s + (machine.version_byte_s + machine.total_byte_s) / job.buffer
+    elif job.buffer == 1:
+        passes_s = machine.mix_byte_s
+    else:
+        passes_s = machine.add_byte_s + machine.version_byte_s / job.buffer
+    return machine.update_s + passes_s * job.model_bytes
+
+
 def limit_per_s(machine: Machine, job: Job) -> float:
-    """Updates a second at which rank zero, or its link, has no time left: the most that any number of workers gets."""
-    shared = min(1.0, job.n_workers / job.buffer) if job.reduced else 1.0
-    n_bytes = job.model_bytes * shared
-    server_s = machine.update_s + machine.update_byte_s * n_bytes + machine.group_s / job.group
-    link_s = n_bytes * job.wire * machine.message_byte_s
-    return 1.0 / max(server_s, link_s, math.ulp(1.0))
+    """Updates a second at which rank zero has no time left: the most that any number of workers gets.
+
+    It copies what its link carries, so the link is full no sooner.
+    """
+    in_s = job.update_bytes * machine.message_byte_s
+    n_sent = min(1.0 / job.group, job.n_workers / job.buffer)  # a group starts from a version that is new there, or not
+    out_s = n_sent * job.model_bytes * job.wire * machine.message_byte_s
+    server_s = update_cost_s(machine, job) + in_s + out_s + machine.group_s / job.group
+    return 1.0 / max(server_s, math.ulp(1.0))

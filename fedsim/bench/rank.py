@@ -18,6 +18,8 @@ from typing import Any
 PEAKS = "FEDSIM_BENCH_PEAKS"
 SPLIT = "FEDSIM_BENCH_SPLIT"  # set: rank zero's note says what it spent on aggregation and on the record
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+# All by which the engine applies updates: one by one, the last of a version, many together, and as workers' sum.
+_APPLYING = ("accumulate", "complete", "consume", "count", "put_sum", "commit", "publish")
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Stopwatch:
     is_running: bool = False
 
     def watch(self, owner: Any, names: Sequence[str], purpose: str) -> None:
-        """From now on the functions `names` of a class count for `purpose`."""
+        """From now on the functions `names` of a class, or the methods of one object, count for `purpose`."""
         for name in names:
             setattr(owner, name, self._watched(getattr(owner, name), purpose))
 
@@ -57,7 +59,7 @@ def watch_server(watch: Stopwatch) -> None:
 
     def built(*args: Any, **kwargs: Any) -> Any:
         rule = build(*args, **kwargs)
-        watch.watch(type(rule), ("accumulate", "commit", "publish"), "aggregate")
+        watch.watch(rule, _APPLYING, "aggregate")  # not its class: rules ask of it which methods are their own
         return rule
 
     aggregation.build = built

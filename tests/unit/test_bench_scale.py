@@ -8,19 +8,27 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
-from fedsim import configfile
+from fedsim import aggregation, configfile
+from fedsim.aggregation import Arrival, Rule
+from fedsim.aggregation.batch import Batch
 from fedsim.bench.figures import Report
 from fedsim.bench.machine import this_machine
-from fedsim.bench.rank import Stopwatch
+from fedsim.bench.rank import Stopwatch, watch_server
 from fedsim.bench.scale import numbers
 from fedsim.bench.scale.files import check, extrap
 from fedsim.bench.scale.measure import Study, _figures, grown
+from fedsim.config import AggregationConfig
 from fedsim.errors import ConfigError
+from fedsim.record.writer import RecordWriter
+from fedsim.types import TaskReport, Update
 
 ROOT = Path(__file__).parents[2]
 RATES = {1: (10.0, 12.0), 2: (19.0, 20.0), 4: (30.0, 32.0)}
@@ -140,6 +148,46 @@ def test_a_stopwatch_counts_nested_calls_once() -> None:
     watch.watch(Owner, ("inner",), "b")
     assert Owner().outer() == 2 and set(watch.spent_s) == {"a"} and watch.spent_s["a"] >= 0.02
     assert Owner().inner() == 1 and watch.spent_s["b"] >= 0.02
+
+
+def applying(rule: Rule) -> dict[str, Callable[[], object]]:
+    """Every way in which the engine applies updates, on a state of its own."""
+    rows_RP = np.ones((2, 50), np.float32)
+    report, arrival = TaskReport(0, 1, 5, 3, 1.0, 0.5, 0.1, 0.0), Arrival(0)
+    update, state = Update(report, rows_RP[0]), rule.init(np.zeros(50, np.float32))
+    two = np.array([5, 5]), np.array([0, 0]), np.array([False, True])
+    addresses = rows_RP.ctypes.data + rows_RP.strides[0] * np.arange(2)
+    batch = Batch(*two, addresses, lambda i: (Update(report, rows_RP[i]), arrival))
+    ways: dict[str, Callable[[], object]] = {
+        "accumulate": lambda: rule.accumulate(state, update, arrival),
+        "commit": lambda: rule.commit(state),
+        "publish": lambda: rule.publish(state),
+        "complete": lambda: rule.complete(state, update, arrival),
+        "consume": lambda: rule.consume(state, batch),
+    }
+    if rule.sums_at_workers:
+        ways["count"] = lambda: rule.count(state, report, arrival)
+        ways["put_sum"] = lambda: rule.put_sum(state, np.ones(50))
+    return ways
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbuff", "fedasync"])
+def test_every_way_of_applying_updates_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregation, "build", aggregation.build)
+    for method in ("append", "extend", "extend_columns", "tick", "flush"):
+        monkeypatch.setattr(RecordWriter, method, getattr(RecordWriter, method))
+    config = TypeAdapter(AggregationConfig).validate_python({"rule": name})
+    plain, watch = aggregation.build(config), Stopwatch()
+    watch_server(watch)
+    rule = aggregation.build(config)
+    rule.hasten()
+    for way, apply in applying(rule).items():
+        watch.spent_s.clear()
+        apply()
+        assert watch.spent_s.get("aggregate", 0.0) > 0.0, way
+    for made in (rule, aggregation.build(config)):  # a resumed run makes its rule twice
+        for fact in ("streams", "sums_at_workers", "_is_plain"):
+            assert getattr(made, fact, None) == getattr(plain, fact, None), fact
 
 
 @pytest.mark.mpi

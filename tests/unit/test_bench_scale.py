@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,19 @@ ROOT = Path(__file__).parents[2]
 RATES = {1: (10.0, 12.0), 2: (19.0, 20.0), 4: (30.0, 32.0)}
 
 
-def runs() -> list[dict[str, Any]]:
-    """Two rounds, with what the figures read."""
+def runs(points: Sequence[tuple[int, int]] = ((1, 0), (2, 0), (4, 0))) -> list[dict[str, Any]]:
+    """Two rounds of (workers, nodes), with what the figures read; a second node slows a run to nine tenths."""
     split = {"0": {"aggregate": 1.0, "record": 2.0, "wait": 90.0}}
     worker = {"train": 80.0, "evaluate": 1.0, "send": 2.0, "wait": 15.0}
     return [
         {
-            "workers": n,
-            "nodes": 0,
-            "updates_per_s": RATES[n][i],
-            "split": {**split, **{str(w + 1): worker for w in range(n)}},
+            "workers": workers,
+            "nodes": nodes,
+            "updates_per_s": RATES[workers][i] * (0.9 if nodes > 1 else 1.0),
+            "split": {**split, **{str(w + 1): worker for w in range(workers)}},
         }
         for i in range(2)
-        for n in RATES
+        for workers, nodes in points
     ]
 
 
@@ -74,6 +74,27 @@ def test_efficiency_is_against_one_worker_of_the_same_round() -> None:
     assert "efficiency, 1 worker" not in figures
     assert figures["a worker's time: train, 4 workers"].value == 80.0
     assert figures["rank zero's time: record, 1 worker"].value == 2.0
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "points"),
+    [
+        ([4, 2, 1], [0], [(1, 0), (2, 0), (4, 0)]),
+        ([1, 2, 4], [2], [(1, 1), (2, 2), (4, 2)]),
+        ([1, 2, 2], [2, 1, 1], [(1, 1), (2, 1), (2, 2)]),
+        ([2], [2], [(1, 1), (2, 2)]),
+        ([1], [4], [(1, 1)]),
+    ],
+)
+def test_the_base_is_one_worker_on_one_node(workers: list[int], nodes: list[int], points: list[Any]) -> None:
+    assert study(workers=workers, nodes=nodes).points == points
+
+
+def test_efficiency_on_two_nodes_alone_is_against_one_worker() -> None:
+    two = study(workers=[1, 2], nodes=[2])
+    figures = {figure.name: figure for figure in _figures(two, runs(two.points))}
+    assert figures["efficiency, 2 workers on 2 nodes"].least == pytest.approx(100 * 0.9 * 20 / 12 / 2)
+    assert "efficiency, 1 worker" not in figures
 
 
 def test_extra_p_gets_all_repetitions_of_a_point_on_one_line() -> None:

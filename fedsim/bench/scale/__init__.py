@@ -32,9 +32,9 @@ def scale(
 ) -> int:
     """Measure how the speed of the configuration CONFIG grows with its workers.
 
-    One worker is always among them: efficiency is against it. All numbers of workers run in turn, --repeat times. The
-    folder gets scale.json, scale.png, extrap.txt (the text format of Extra-P) and fedsim_scale_check.py (a ReFrame
-    check with what was measured as its reference), beside the runs.
+    One worker, on one node, is always among them: efficiency is against it. All numbers of workers run in turn,
+    --repeat times. The folder gets scale.json, scale.png, extrap.txt (the text format of Extra-P) and
+    fedsim_scale_check.py (a ReFrame check with what was measured as its reference), beside the runs.
 
     Strong scaling, the default, gives the same run to more workers, which must end with the same bits; --weak lets the
     clients, the tasks in flight and the updates grow with the workers. Inside a Slurm job, best an exclusive one
@@ -46,7 +46,7 @@ def scale(
     from fedsim.engine import owncode
 
     counts = sorted({1, *numbers(workers, "--workers")})
-    on_nodes = numbers(nodes, "--nodes") if nodes else [0]
+    on_nodes = sorted(set(numbers(nodes, "--nodes"))) if nodes else [0]
     loaded = configfile.load(config, overrides)
     if owncode.sections_of(loaded):
         raise ConfigError("scale runs configurations in folders of its own, where code of your own is not loaded")

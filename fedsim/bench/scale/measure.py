@@ -41,8 +41,9 @@ class Study:
 
     @property
     def points(self) -> list[tuple[int, int]]:
-        """(workers, nodes) of every run of a round; one worker is on one node."""
-        return [(w, n) for w in self.workers for n in self.nodes if n <= 1 or w >= n] or [(1, 0)]
+        """(workers, nodes) of every run of a round, each once; the first is the base, one worker on one node."""
+        spread = {(w, n) for w in self.workers for n in self.nodes if n <= 1 or w >= n}
+        return sorted({(1, min(1, *self.nodes)), *spread})
 
 
 def measure(launcher: Launcher, study: Study) -> Report:

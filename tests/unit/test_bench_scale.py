@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,8 +23,8 @@ from fedsim.aggregation.batch import Batch
 from fedsim.bench.figures import Report
 from fedsim.bench.machine import this_machine
 from fedsim.bench.rank import Stopwatch, watch_server
-from fedsim.bench.scale import numbers
-from fedsim.bench.scale.files import check, extrap
+from fedsim.bench.scale import numbers, scale
+from fedsim.bench.scale.files import check, drawn, extrap
 from fedsim.bench.scale.measure import Study, _figures, grown
 from fedsim.config import AggregationConfig
 from fedsim.errors import ConfigError
@@ -104,6 +105,13 @@ def test_extra_p_gets_all_repetitions_of_a_point_on_one_line() -> None:
     )
 
 
+def test_extra_p_gets_nodes_as_a_parameter_where_they_differ() -> None:
+    assert extrap(runs([(1, 1), (2, 1), (2, 2)])) == (
+        "PARAMETER workers\nPARAMETER nodes\nPOINTS ( 1 1 ) ( 2 1 ) ( 2 2 )\nREGION update\nMETRIC seconds\n"
+        "DATA 0.1 0.0833333333\nDATA 0.0526315789 0.05\nDATA 0.0584795322 0.0555555556\n"
+    )
+
+
 def test_weak_scaling_gives_each_worker_what_one_had() -> None:
     buffered = grown(configfile.load(ROOT / "configs" / "digits-buffered.yaml"), 3)
     assert (buffered.partition.clients, buffered.schedule.concurrency, buffered.schedule.buffer) == (180, 48, 24)  # type: ignore[union-attr]
@@ -114,38 +122,72 @@ def test_weak_scaling_gives_each_worker_what_one_had() -> None:
     assert (single.schedule.concurrency, single.stop.versions) == (4, 400)
 
 
-def test_the_reframe_check_finds_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check's own extraction, on what the command prints."""
-    report = Report("scale", this_machine("x"), "what", {"kind": "strong"}, _figures(study(), runs()), runs())
-    text = check(report, study(), Path("configs/digits-buffered.yaml"))
-    ast.parse(text)
-    import re
-
-    sanity = types.SimpleNamespace(
-        assert_found=lambda pattern, said: bool(re.search(pattern, said)),
-        extractsingle=lambda pattern, said, group, kind: kind(re.search(pattern, said)[group]),  # type: ignore[index]
-        make_performance_function=lambda value, unit: (value, unit),
-    )
-    fake = types.ModuleType("reframe")
-    fake.simple_test, fake.RunOnlyRegressionTest = (lambda cls: cls), object  # type: ignore[attr-defined]
-    for name, module in (
-        ("reframe", fake),
-        ("reframe.utility", types.ModuleType("u")),
-        ("reframe.utility.sanity", sanity),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
-    sys.modules["reframe.utility"].sanity = sanity  # type: ignore[attr-defined]
-    fake.utility = sys.modules["reframe.utility"]  # type: ignore[attr-defined]
+def reframe_check(text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An instance of the check's class, whose ReFrame is the least that it needs."""
+    sanity: Any = types.ModuleType("reframe.utility.sanity")
+    sanity.assert_found = lambda pattern, said: bool(re.search(pattern, said))
+    sanity.extractsingle = lambda pattern, said, group, kind: kind(re.search(pattern, said)[group])  # type: ignore[index]
+    sanity.make_performance_function = lambda value, unit: (value, unit)
+    modules: dict[str, Any] = {
+        name: types.ModuleType(name) for name in ("reframe", "reframe.core", "reframe.core.backends", "reframe.utility")
+    }
+    modules["reframe"].simple_test, modules["reframe"].RunOnlyRegressionTest = (lambda cls: cls), object
+    modules["reframe.core.backends"].getlauncher = lambda name: lambda: name
+    modules["reframe.utility"].sanity, modules["reframe"].utility = sanity, modules["reframe.utility"]
+    for name, module in {**modules, "reframe.utility.sanity": sanity}.items():
+        monkeypatch.setitem(sys.modules, name, module)
     scope: dict[str, Any] = {"sanity_function": lambda f: f, "run_before": lambda stage: lambda f: f}
     exec(compile(text, "check.py", "exec"), scope)
-    made = scope["FedsimScale"]()
+    return scope["FedsimScale"]()
+
+
+def report_of(some: Study) -> Report:
+    found = runs(some.points)
+    return Report("scale", this_machine("x"), "what", {"kind": "strong"}, _figures(some, found), found)
+
+
+def test_the_reframe_check_finds_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check's own extraction, on what the command prints."""
+    report = report_of(study())
+    made = reframe_check(check(report, study(), Path("configs/digits-buffered.yaml")), monkeypatch)
     made.stdout = report.json()
     assert made.is_whole()
     made.set_performance()
     assert made.perf_variables == {"updates_1": (11.0, "1/s"), "updates_2": (19.5, "1/s"), "updates_4": (31.0, "1/s")}
     assert made.reference["*"]["updates_2"] == (19.5, -0.1, None, "1/s")
     assert made.executable_opts[0] == "scale" and made.executable_opts[2:4] == ["--workers", "1,2,4"]
-    assert Path(made.executable_opts[1]).is_absolute()
+    assert "--nodes" not in made.executable_opts and "--weak" not in made.executable_opts
+    assert Path(made.executable_opts[1]).is_absolute() and (made.num_tasks, made.num_tasks_per_node) == (5, 5)
+
+
+def test_the_reframe_check_runs_the_study_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = ("stop.versions=20", "schedule.selection={kind: oort, step_s: 3}")
+    some = study(nodes=[1, 2], weak=True, overrides=sets)
+    report = report_of(some)
+    made = reframe_check(check(report, some, Path("a folder") / "x.yaml"), monkeypatch)
+    words = shlex.split(" ".join(made.executable_opts))  # as ReFrame puts them into the job's script
+    told = scale.make_context("scale", words[1:]).params
+    wanted = {"overrides": sets, "workers": "1,2,4", "nodes": "1,2", "weak": True, "repeat": 2, "as_json": True}
+    assert {key: told[key] for key in wanted} == wanted
+    assert told["config"] == (Path("a folder") / "x.yaml").resolve()
+    assert (made.num_tasks, made.num_tasks_per_node) == (10, 5)  # a place for each rank of four workers on one node
+    made.stdout = report.json()
+    made.set_performance()
+    assert {name: value for name, (value, _) in made.perf_variables.items()} == pytest.approx(
+        {"updates_1": 11.0, "updates_2": 19.5, "updates_2_on_2_nodes": 0.9 * 19.5,
+         "updates_4": 31.0, "updates_4_on_2_nodes": 0.9 * 31.0}
+    )  # fmt: skip
+    assert set(made.reference["*"]) == set(made.perf_variables)
+
+
+def test_the_plot_has_a_line_for_each_number_of_nodes() -> None:
+    some = study(nodes=[1, 2])
+    rates, times = drawn(report_of(some), some).axes
+    lines = {str(line.get_label()): line.get_xydata() for line in rates.get_lines() if line.get_linestyle() == "-"}
+    assert lines["measured on 1 node (median)"].tolist() == [[1, 11.0], [2, 19.5], [4, 31.0]]  # type: ignore[union-attr]
+    two = [[2, 0.9 * 19.5], [4, 0.9 * 31.0]]
+    assert np.allclose(lines["measured on 2 nodes (median)"], two)
+    assert [text.get_text() for text in times.get_xticklabels()] == ["1", "2", "2\non 2 nodes", "4", "4\non 2 nodes"]
 
 
 def test_lists_of_numbers_are_checked() -> None:

@@ -53,7 +53,7 @@ def scale(
     folder = Path(f"scale-{loaded.name}") if out is None else out
     with run_folder(folder):
         launcher = launcher_in(folder.resolve(), (), lambda text: click.echo(text, err=True))
-        study = measure.Study(loaded, config.resolve().parent, counts, on_nodes, weak, repeat)
+        study = measure.Study(loaded, config.resolve().parent, counts, on_nodes, weak, repeat, overrides)
         report = measure.measure(launcher, study)
         files.write(folder, report, study, config)
     click.echo(report.json() if as_json else report.text())

@@ -26,11 +26,15 @@ PARTS = ("train", "evaluate", "send", "wait")  # of a worker's wall time, beside
 SERVER_PARTS = ("aggregate", "record", "wait")  # of rank zero's
 
 Found = Mapping[str, Any]
+Point = tuple[int, int]  # workers, nodes
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured: numbers of workers, of nodes (0: wherever the launcher puts ranks), strong or weak scaling."""
+    """What is measured: numbers of workers, of nodes (0: wherever the launcher puts ranks), strong or weak scaling.
+
+    `overrides` are the `--set` options that made the configuration what it is.
+    """
 
     config: RunConfig
     base_dir: Path
@@ -38,9 +42,10 @@ class Study:
     nodes: Sequence[int]
     weak: bool
     repeat: int
+    overrides: Sequence[str] = ()
 
     @property
-    def points(self) -> list[tuple[int, int]]:
+    def points(self) -> list[Point]:
         """(workers, nodes) of every run of a round, each once; the first is the base, one worker on one node."""
         spread = {(w, n) for w in self.workers for n in self.nodes if n <= 1 or w >= n}
         return sorted({(1, min(1, *self.nodes)), *spread})
@@ -157,18 +162,33 @@ def _split(run: Run, notes: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _figures(study: Study, runs: Sequence[Found]) -> list[Figure]:
-    def of(point: tuple[int, int]) -> list[Found]:
-        return [run for run in runs if (run["workers"], run["nodes"]) == point]
+def by_point(runs: Sequence[Found]) -> dict[Point, list[Found]]:
+    """The runs of each (workers, nodes), in their order; the points ascend."""
+    found: dict[Point, list[Found]] = {}
+    for run in sorted(runs, key=lambda run: (run["workers"], run["nodes"])):
+        found.setdefault((run["workers"], run["nodes"]), []).append(run)
+    return found
 
-    base = [run["updates_per_s"] for run in of(study.points[0])]
+
+def named(point: Point) -> str:
+    """A point in words.
+
+    >>> named((1, 0)), named((4, 2))
+    ('1 worker', '4 workers on 2 nodes')
+    """
+    workers, nodes = point
+    return f"{workers} worker{'s' * (workers > 1)}" + (f" on {nodes} nodes" if nodes > 1 else "")
+
+
+def _figures(study: Study, runs: Sequence[Found]) -> list[Figure]:
+    runs_of = by_point(runs)
+    base = [run["updates_per_s"] for run in runs_of[study.points[0]]]
     figures = []
-    for workers, nodes in study.points:
-        mine = of((workers, nodes))
-        where = f"{workers} worker{'s' * (workers > 1)}" + (f" on {nodes} nodes" if nodes > 1 else "")
+    for point in study.points:
+        mine, where, workers = runs_of[point], named(point), point[0]
         rates = [run["updates_per_s"] for run in mine]
         figures.append(Figure.of(f"updates, {where}", rates, "1/s"))
-        if (workers, nodes) != study.points[0]:
+        if point != study.points[0]:
             shares = [100 * ratio / workers for ratio in paired_ratios(rates, base)]
             figures.append(Figure.of(f"efficiency, {where}", shares, "%", EFFICIENCY))
         for part in PARTS:

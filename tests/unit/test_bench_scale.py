@@ -11,11 +11,11 @@ import time
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from fedsim import aggregation, configfile
 from fedsim.aggregation import Arrival, Rule
@@ -25,8 +25,8 @@ from fedsim.bench.machine import this_machine
 from fedsim.bench.rank import Stopwatch, watch_server
 from fedsim.bench.scale import numbers, scale
 from fedsim.bench.scale.files import check, drawn, extrap
-from fedsim.bench.scale.measure import Study, _figures, grown
-from fedsim.config import AggregationConfig
+from fedsim.bench.scale.measure import FILE_KEYS, Study, _figures, absolute, grown
+from fedsim.config import AggregationConfig, RunConfig
 from fedsim.errors import ConfigError
 from fedsim.record.writer import RecordWriter
 from fedsim.types import TaskReport, Update
@@ -120,6 +120,37 @@ def test_weak_scaling_gives_each_worker_what_one_had() -> None:
     assert (rounds.data.clients, rounds.schedule.cohort, rounds.stop.versions) == (2000, 20, 30)  # type: ignore[union-attr]
     single = grown(configfile.load(ROOT / "configs" / "heart-async.yaml", ["schedule.concurrency=2"]), 2)
     assert (single.schedule.concurrency, single.stop.versions) == (4, 400)
+
+
+def texts(kind: object, keys: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """The keys of a configuration whose values are any text, by the section at the top and the last of them."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = kind.model_fields.items()
+        return {found for key, field in fields for found in texts(field.annotation, (*keys, key))}
+    if kind is str:
+        return {(keys[0], keys[-1])}
+    return {found for inner in get_args(kind) for found in texts(inner, keys)}
+
+
+def test_every_text_of_a_configuration_is_a_file_or_known_to_be_none() -> None:
+    columns = {("data", "x"), ("data", "y"), ("data", "client"), ("data", "label")}
+    code = {("data", "function"), ("training", "function"), ("schedule", "function"), ("aggregation", "function")}
+    code |= {(section, "options") for section, _ in code}  # refused: it is not loaded elsewhere
+    names = {("name", "name"), ("personalization", "layers")}
+    files = {(section, key) for section, keys in FILE_KEYS.items() for key in keys}
+    assert texts(RunConfig) - columns - code - names == files
+
+
+def test_files_are_found_from_the_folder_of_the_runs(tmp_path: Path) -> None:
+    for name in ("tcga_brca", "loop"):  # a folder that has the name of a training path
+        (tmp_path / name).mkdir()
+    sets = ["training.path=loop", "devices.compute.time={law: trace, path: times.csv}"]
+    config = configfile.load(ROOT / "configs" / "flamby" / "tcga-fedavg.yaml", sets)
+    plain = absolute(config.model_dump(mode="json"), tmp_path)
+    assert plain["data"]["folder"] == str(tmp_path / "tcga_brca")
+    assert plain["devices"]["compute"]["time"]["path"] == str(tmp_path / "times.csv")  # not there: said of this place
+    assert plain["training"]["path"] == "loop"
+    assert absolute(plain, Path("/elsewhere")) == plain
 
 
 def reframe_check(text: str, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -116,7 +116,7 @@ def _run(launcher: Launcher, name: str, study: Study, workers: int, hosts: Seque
         slots = -(-(workers + 1) // len(hosts))
         words = [*launcher.mpirun, "--host", ",".join(f"{host}:{slots}" for host in hosts)]
         spread = replace(launcher, mpirun=words)
-    plain = _absolute(config.model_dump(mode="json"), study.base_dir)
+    plain = absolute(config.model_dump(mode="json"), study.base_dir)
     ran = spread.run(name, plain, workers, {SPLIT: "1"})
     window, weights = steady(ran.run), ran.run.weights
     found = {
@@ -131,19 +131,25 @@ def _run(launcher: Launcher, name: str, study: Study, workers: int, hosts: Seque
     return found
 
 
-def _absolute(plain: dict[str, Any], base_dir: Path) -> dict[str, Any]:
-    """The configuration for a file elsewhere: paths that are relative to the first file's folder made absolute."""
-
-    def fixed(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: fixed(name, item) for name, item in value.items()}
-        is_path = isinstance(value, str) and (key.endswith("path") or key in _FILE_KEYS)
-        return str(base_dir / value) if is_path and (base_dir / value).exists() else value
-
-    return {name: fixed(name, value) for name, value in plain.items() if name != "name"}
+# The keys of a section, at any depth, that name files or folders: training.path, for one, is none.
+FILE_KEYS: Mapping[str, frozenset[str]] = {
+    "data": frozenset({"folder", "images", "labels", "test_images", "test_labels", "path", "test_path"}),
+    "devices": frozenset({"path"}),
+}
 
 
-_FILE_KEYS = ("images", "labels", "test_images", "test_labels", "file", "trace")
+def absolute(plain: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
+    """The configuration for a file elsewhere: paths, which are relative to the first file's folder, made absolute."""
+
+    def fixed(value: Any, keys: frozenset[str]) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: str(base_dir / item) if key in keys and isinstance(item, str) else fixed(item, keys)
+            for key, item in value.items()
+        }
+
+    return {name: fixed(item, FILE_KEYS.get(name, frozenset())) for name, item in plain.items() if name != "name"}
 
 
 def _split(run: Run, notes: Path) -> dict[str, dict[str, float]]:

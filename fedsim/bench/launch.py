@@ -160,8 +160,8 @@ def environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> dict[st
 
 
 @contextlib.contextmanager
-def run_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder for the runs: a new one that stays, or a temporary one.
+def run_folder(keep: Path | None, option: str = "--keep") -> Iterator[Path]:
+    """A folder for the runs: a new one that stays, which the user names by `option`, or a temporary one.
 
     Raises:
         RecordError: the folder to keep is there already, or cannot be made.
@@ -173,7 +173,7 @@ def run_folder(keep: Path | None) -> Iterator[Path]:
     try:
         keep.mkdir(parents=True)
     except FileExistsError as error:
-        raise RecordError(f"{keep}: exists already; give --keep another folder") from error
+        raise RecordError(f"{keep}: exists already; give {option} another folder") from error
     except OSError as error:
         raise RecordError(f"{keep}: cannot be made: {error.strerror}") from error
     yield keep

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pydantic import BaseModel, TypeAdapter
 
 from fedsim import aggregation, configfile
@@ -27,7 +28,7 @@ from fedsim.bench.scale import numbers, scale
 from fedsim.bench.scale.files import check, drawn, extrap
 from fedsim.bench.scale.measure import FILE_KEYS, Study, _figures, absolute, grown
 from fedsim.config import AggregationConfig, RunConfig
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RecordError
 from fedsim.record.writer import RecordWriter
 from fedsim.types import TaskReport, Update
 
@@ -308,3 +309,9 @@ def test_nodes_outside_of_a_job_are_refused(tmp_path: Path, monkeypatch: pytest.
     words = [sys.executable, "-m", "fedsim", "scale", str(ROOT / "configs" / "digits-buffered.yaml"), "--nodes", "1,2"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "--nodes asks for 2 nodes, but this is no Slurm job" in done.stderr
+
+
+def test_a_folder_that_is_there_is_refused_by_the_option_of_scale(tmp_path: Path) -> None:
+    done = CliRunner().invoke(scale, [str(ROOT / "configs" / "digits-buffered.yaml"), "--out", str(tmp_path)])
+    assert isinstance(done.exception, RecordError)
+    assert str(done.exception) == f"{tmp_path}: exists already; give --out another folder"

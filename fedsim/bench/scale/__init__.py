@@ -51,7 +51,7 @@ def scale(
     if owncode.sections_of(loaded):
         raise ConfigError("scale runs configurations in folders of its own, where code of your own is not loaded")
     folder = Path(f"scale-{loaded.name}") if out is None else out
-    with run_folder(folder):
+    with run_folder(folder, "--out"):
         launcher = launcher_in(folder.resolve(), (), lambda text: click.echo(text, err=True))
         study = measure.Study(loaded, config.resolve().parent, counts, on_nodes, weak, repeat, overrides)
         report = measure.measure(launcher, study)

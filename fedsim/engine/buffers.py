@@ -45,9 +45,9 @@ def treatment_lines(config: RunConfig, layout: Layout) -> list[tuple[str, str]]:
     return lines
 
 
-def with_buffers(config: RunConfig, layout: Layout, rule: Rule) -> Rule:
-    """The rule, with what is done about buffers around it."""
-    n_in_flight = None if isinstance(config.schedule, SyncSchedule) else config.schedule.concurrency
+def with_buffers(config: RunConfig, layout: Layout, rule: Rule, n_eligible: int) -> Rule:
+    """The rule, with what is done about buffers around it; no more tasks are in flight than `n_eligible` clients."""
+    n_in_flight = None if isinstance(config.schedule, SyncSchedule) else min(config.schedule.concurrency, n_eligible)
     is_averaged = any(name not in local_tensors(config, layout) for name in layout.buffers)
     return WithBuffers(rule, layout.n_trained, n_in_flight, is_averaged)
 

@@ -400,7 +400,7 @@ def _check_compression(config: RunConfig, codec: Codec | None, n_parameters: int
 def _rule(config: RunConfig, facts: Facts, layout: Layout, attacking: Int64 | None) -> Rule:
     """The rule, which leaves buffers to their treatment and marks attackers' updates, where there are some."""
     rule = aggregation.build(config.aggregation, facts)
-    rule = with_buffers(config, layout, rule) if layout.n_buffers else rule
+    rule = with_buffers(config, layout, rule, facts.n_clients) if layout.n_buffers else rule
     return rule if attacking is None else Marked(rule, attacking)
 
 

@@ -126,6 +126,32 @@ def test_statistics_are_refused_until_somebody_decides(make_config: Make) -> Non
     assert ("averaged apart", "1.running_mean, 1.running_var") in made.lines()
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rule", "share"),
+    [
+        ({"policy": "safa", "quota": 2}, "safa", 2 / 6),
+        ({"policy": "compass", "min_steps": 1, "max_steps": 4}, "fedcompass", 2 / 6),
+        ({"policy": "async", "concurrency": 50}, "fedavg", 2 / 6),  # more slots than clients
+        ({"policy": "async", "concurrency": 4}, "fedavg", 2 / 4),
+    ],
+)
+def test_the_share_is_of_what_can_be_in_flight(
+    schedule: dict[str, Any], rule: str, share: float, make_config: Make
+) -> None:
+    """Two updates whose statistics are 10: of six clients, however many tasks the schedule would allow."""
+    sections = SECTIONS | {"schedule": schedule, "aggregation": {"rule": rule}}
+    made = plan(make_config(model=BATCH | {"buffers": "average"}, **sections), Path())
+    n, state = made.layout.n_trained, made.rule.init(made.initial_P)
+    vector_P = made.initial_P.copy()
+    vector_P[n:] = 10.0 if made.rule.payload == "model" else 10.0 - made.initial_P[n:]
+    task = Arrival(0).task._replace(learning_rate=1.0)
+    for client in range(2):
+        told = Arrival(0, task._replace(client=client), 0, 0.0, made.initial_P)
+        state, _ = made.rule.accumulate(state, Update(TaskReport(0, 0, 40, 1, 0.0, 0.0, 0.0, 0.0), vector_P), told)
+    found = made.rule.publish(made.rule.commit(state))[n:]
+    assert found == pytest.approx((1.0 - share) * made.initial_P[n:] + share * 10.0, rel=1e-6)
+
+
 @pytest.mark.parametrize("path", ["fused", "stacked"])
 def test_stacked_paths_name_the_layer_and_what_to_use(path: str, make_config: Make) -> None:
     sections = SECTIONS | {"training": {"batch_size": 8, "path": path}}

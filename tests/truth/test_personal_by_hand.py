@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,9 +22,10 @@ from fedsim.config import (
     ProximalObjective,
     RunConfig,
 )
+from fedsim.layout import Layout
 from fedsim.training.clients import ClientStates
 from fedsim.training.clients.evaluator import PersonalEvaluator
-from fedsim.training.clients.methods import BalancedGradients, Method, Tools
+from fedsim.training.clients.methods import BalancedGradients, Method, Received, Tools, methods_of
 from fedsim.training.clients.personal import TUNING, Ditto, FineTuning, LocalParts
 from fedsim.training.clients.trainer import MethodTrainer
 from fedsim.types import EvaluationRow, Float32, Int64, Task, TaskReport, Update
@@ -248,3 +249,44 @@ def test_aso_fed_rests_where_plain_clients_do(make_task: Make, make_config: Make
     """With beta 0, h is the gradient before the last: at rest g_prev = h, and nothing is added."""
     versions, _ = run(make_task, make_config(), [aso(0.0)], 400)
     assert versions[-1] == pytest.approx((A[:, None] * B).sum(axis=0) / A.sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("payload", ["delta", "model"])
+@pytest.mark.parametrize("kind", ["fedbn", "local"])
+def test_aso_fed_rests_where_parts_stay_with_clients(
+    kind: str, payload: Literal["delta", "model"], make_task: Make, make_config: Make
+) -> None:
+    """What stays comes to the client's own optimum, the rest to that of the mean, whatever the rule takes."""
+    personal = {"kind": kind, **({"layers": ["own"]} if kind == "fedbn" else {})}
+    objective = {"kind": "aso-fed", "beta": 0.0, "dynamic_step": False}
+    config = make_config(training={"objective": objective}, personalization=personal)
+    layout = Layout(("own.weight", "shared.weight"), ((1,), (1,)), (0, 1), 2)
+    methods = methods_of(config, layout, payload)
+    states = ClientStates(sum(method.n_values for method in methods))
+    trainer: Any = MethodTrainer(Quadratics(payload=payload), methods, states, 2, payload)
+    version = np.zeros(2, np.float32)
+    for number in range(200):
+        tasks = [make_task(config, k, 1, task=2 * number + k, n_steps=1, learning_rate=LR) for k in (0, 1)]
+        out_GP = np.empty((2, 2), np.float32)
+        trainer.train(tasks, lambda _, base=version: base, out_GP, lambda: None)
+        version = out_GP.mean(axis=0) + (version if payload == "delta" else 0.0)
+        states.commit([task.task for task in tasks])
+    received = [Received(make_task(config, k, 1), version, np.empty((0, 2)), states.committed(k)) for k in (0, 1)]
+    models = [trainer._start(one, np.zeros(2, np.float32)) for one in received]
+    shared = [(A * B[:, 1]).sum() / A.sum()] * 2 if kind == "fedbn" else B[:, 1].tolist()
+    assert [float(model_P[0]) for model_P in models] == pytest.approx(B[:, 0].tolist(), abs=1e-3)
+    assert [float(model_P[1]) for model_P in models] == pytest.approx(shared, abs=1e-3)
+
+
+def test_aso_feds_state_lies_where_checkpoints_have_it(make_config: Make) -> None:
+    """Last, but where parameters stay with the clients."""
+    training = {"objective": {"kind": "aso-fed"}}
+    layout = Layout(("own.weight", "own.mean"), ((1,), (1,)), (0, 1), 2, n_buffers=1)
+    model = {"kind": "mlp", "hidden": [2], "norm": "batch", "buffers": "local"}
+    for sections, place in (
+        ({"personalization": {"kind": "ditto"}}, 1),
+        ({"model": model}, 1),
+        ({"personalization": {"kind": "local"}}, 0),
+    ):
+        methods = methods_of(make_config(training=training, **sections), layout)
+        assert len(methods) == 2 and isinstance(methods[place], BalancedGradients)

@@ -273,7 +273,7 @@ def methods_of(config: RunConfig, layout: Layout, payload: Payload = "delta") ->
 
     Raises ConfigError for layers that the model does not have.
     """
-    from fedsim.training.clients.personal import personal_methods
+    from fedsim.training.clients.personal import local_tensors, personal_methods
 
     methods = personal_methods(config, layout, payload)  # what stays here is taken out of updates before they are read
     match config.aggregation:
@@ -287,7 +287,11 @@ def methods_of(config: RunConfig, layout: Layout, payload: Payload = "delta") ->
     if isinstance(objective, AflCsObjective) and objective.penalty == "directions":
         methods.append(WayOfTheModel(layout.n_parameters))
     if isinstance(objective, AsoFedObjective):
-        methods.append(BalancedGradients(layout.n_parameters, layout.n_trained, objective, payload))
+        balanced = BalancedGradients(layout.n_parameters, layout.n_trained, objective, payload)
+        # It reads gradients off what was trained, so it goes first where parameters are taken out. Elsewhere it stays
+        # behind, since a client's state lies in the order of its methods, and checkpoints hold it so.
+        has_local = not set(local_tensors(config, layout)) <= set(layout.buffers)
+        methods.insert(0 if has_local else len(methods), balanced)
     return tuple(methods)
 
 

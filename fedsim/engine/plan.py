@@ -397,9 +397,20 @@ def _check_compression(config: RunConfig, codec: Codec | None, n_parameters: int
         )
 
 
+def _check_versions(config: RunConfig, rule: Rule) -> None:
+    """Refuses rounded versions where a rule sets what was sent against its own weights, which are not rounded."""
+    versions = config.compression.versions
+    if versions != "float32" and rule.needs_base:
+        raise ConfigError(
+            f"compression.versions {versions}: rule {rule.name} reckons with how far the model moved since the version "
+            "that a client got, which rounding would falsify; allowed: float32"
+        )
+
+
 def _rule(config: RunConfig, facts: Facts, layout: Layout, attacking: Int64 | None) -> Rule:
     """The rule, which leaves buffers to their treatment and marks attackers' updates, where there are some."""
     rule = aggregation.build(config.aggregation, facts)
+    _check_versions(config, rule)
     rule = with_buffers(config, layout, rule, facts.n_clients) if layout.n_buffers else rule
     return rule if attacking is None else Marked(rule, attacking)
 

@@ -25,6 +25,8 @@ CONFIG: dict[str, Any] = {
     "stop": {"versions": 2},
 }
 
+ASYNC = {"policy": "async", "concurrency": 3}
+
 
 def planned(**sections: Any) -> Plan:
     return plan(configfile.from_mapping(CONFIG | sections), Path())
@@ -41,6 +43,19 @@ def planned(**sections: Any) -> Plan:
             {"compression": {"versions": "float16"}, "aggregation": {"rule": "scaffold"}},
             "rule scaffold sends more than weights, and reckons with what it sent; allowed: float32",
         ),
+        *(
+            (
+                {"compression": {"versions": versions}, "aggregation": rule, "schedule": {**ASYNC, **more}},
+                f"versions {versions}: rule {rule['rule']} reckons with how far the model moved .*; allowed: float32",
+            )
+            for versions, rule, more in (
+                ("float16", {"rule": "afl-cs"}, {}),
+                ("bfloat16", {"rule": "afl-cs", "mode": "fedcomp"}, {}),
+                ("float16", {"rule": "async-fed-ed"}, {}),
+                ("bfloat16", {"rule": "dc-asgd"}, {}),
+                ("float16", {"rule": "port"}, {"policy": "buffered", "buffer": 2}),
+            )
+        ),
         (
             {"compression": {"updates": {"kind": "top-k", "fraction": 0.99}}},
             "124 bytes an update of 30 parameters, and 120 without it; allowed: none, or another kind",
@@ -54,6 +69,12 @@ def planned(**sections: Any) -> Plan:
 def test_refusals(sections: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         planned(**sections)
+
+
+def test_rules_that_read_no_base_may_get_rounded_versions() -> None:
+    released = {"rule": "afl-cs", "mode": "released"}
+    for rule in (released, {"rule": "fedasync"}):
+        assert planned(compression={"versions": "float16"}, aggregation=rule, schedule=ASYNC).version_bytes == 60
 
 
 def test_a_plan_says_how_many_bytes_travel() -> None:

@@ -27,7 +27,9 @@ class FedDyn(BaseRule):
 
     Reference: Acar et al., "Federated learning based on dynamic regularization", ICLR 2021, algorithm 1; the client's
     part is `fedsim.training.clients.methods.DualVariables`.
-    Deviation: a client takes the configured steps, where the paper has the exact minimiser.
+    Deviations: a client takes the configured steps, where the paper has the exact minimiser. Where
+    `compression.updates` loses something, g_k follows from the D_k that was trained, and h from the one that arrived:
+    with error feedback what is left is sent later; without it (refused) the two would stay apart.
     """
 
     name = "feddyn"

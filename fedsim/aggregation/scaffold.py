@@ -33,7 +33,9 @@ class Scaffold(BaseRule):
     was sent: an update carries one vector, where the paper's carries two. p_k = 1/|S| is the paper's; with weighting
     by samples p_k = n_k / sum n in w and in c, as FLamby's code has it.
     Deviations: a client whose update gets lost has a new c_k all the same, so that c is then no longer the mean
-    of all c_k. Refused with momentum or Adam at the clients, for which K lr is not what divides.
+    of all c_k. Where `compression.updates` loses something, a client's c_k follows from the D_k that it trained, and c
+    from the one that arrived; what error feedback sends later counts in c then, and without it the two would stay
+    apart, which is refused. Refused with momentum or Adam at the clients, for which K lr is not what divides.
     """
 
     name = "scaffold"

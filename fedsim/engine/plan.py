@@ -33,7 +33,7 @@ from fedsim.engine import owncode
 from fedsim.engine.buffers import check_buffers, treatment_lines, with_buffers
 from fedsim.engine.items import Bounds
 from fedsim.engine.owncode import NOTHING, OwnCode
-from fedsim.engine.planchecks import check_schedule, check_target, check_time
+from fedsim.engine.planchecks import check_compression, check_schedule, check_target, check_time, check_versions
 from fedsim.engine.servermemory import server_memory
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
@@ -320,7 +320,7 @@ def plan(config: RunConfig, base_dir: Path, allow_code: bool = False) -> Plan:
     n_extras = aggregation.n_extras(config.aggregation)
     payload = aggregation.payload(config.aggregation)
     codec = compression.build(config.compression.updates, layout.n_parameters)
-    _check_compression(config, codec, layout.n_parameters, n_extras)
+    check_compression(config, codec, layout.n_parameters, n_extras)
     methods = _methods(config, layout, codec, attacking, payload)
     _check_methods(config, people, methods)
     check_buffers(config, people, module, layout)
@@ -382,35 +382,10 @@ def _path(
     return choose_path(local, module, people.sample_shape, loss, has_linear)
 
 
-def _check_compression(config: RunConfig, codec: Codec | None, n_parameters: int, n_extras: int) -> None:
-    """Refuses what would not make messages shorter, or would change what a rule believes to have sent."""
-    kind, versions = config.compression.updates.kind, config.compression.versions
-    if codec is not None and codec.n_bytes >= 4 * n_parameters:
-        raise ConfigError(
-            f"compression.updates {kind}: {codec.n_bytes:,} bytes an update of {n_parameters:,} parameters, and "
-            f"{4 * n_parameters:,} without it; allowed: none, or another kind"
-        )
-    if versions != "float32" and n_extras:
-        raise ConfigError(
-            f"compression.versions {versions}: rule {config.aggregation.rule} sends more than weights, and reckons "
-            "with what it sent; allowed: float32"
-        )
-
-
-def _check_versions(config: RunConfig, rule: Rule) -> None:
-    """Refuses rounded versions where a rule sets what was sent against its own weights, which are not rounded."""
-    versions = config.compression.versions
-    if versions != "float32" and rule.needs_base:
-        raise ConfigError(
-            f"compression.versions {versions}: rule {rule.name} reckons with how far the model moved since the version "
-            "that a client got, which rounding would falsify; allowed: float32"
-        )
-
-
 def _rule(config: RunConfig, facts: Facts, layout: Layout, attacking: Int64 | None) -> Rule:
     """The rule, which leaves buffers to their treatment and marks attackers' updates, where there are some."""
     rule = aggregation.build(config.aggregation, facts)
-    _check_versions(config, rule)
+    check_versions(config, rule)
     rule = with_buffers(config, layout, rule, facts.n_clients) if layout.n_buffers else rule
     return rule if attacking is None else Marked(rule, attacking)
 

@@ -1,20 +1,27 @@
-"""What a plan is refused for before anything is made of it: schedules and stops that could never come to anything."""
+"""What a plan is refused for: schedules and stops that could never come to anything, and compression that misleads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from fedsim.compression import Codec
 from fedsim.config import (
     BufferedSchedule,
+    FedDynRule,
     KAsyncSchedule,
     RunConfig,
     SafaSchedule,
+    ScaffoldRule,
     SyncSchedule,
     TiersSchedule,
     TiflSelection,
 )
 from fedsim.errors import ConfigError
 from fedsim.population.devices import Devices
+
+if TYPE_CHECKING:
+    from fedsim.aggregation import Rule
 
 
 def check_schedule(config: RunConfig, n: int) -> None:
@@ -59,4 +66,35 @@ def check_target(config: RunConfig, metric_names: Sequence[str]) -> None:
     if target is not None and target.metric not in ("loss", *metric_names):
         raise ConfigError(
             f"stop.target.metric: {target.metric} is not measured; allowed: {', '.join(metric_names)}, loss"
+        )
+
+
+def check_compression(config: RunConfig, codec: Codec | None, n_parameters: int, n_extras: int) -> None:
+    """Refuses what would not make messages shorter, or would change what a rule believes to have sent."""
+    kind, versions = config.compression.updates.kind, config.compression.versions
+    if codec is not None and codec.n_bytes >= 4 * n_parameters:
+        raise ConfigError(
+            f"compression.updates {kind}: {codec.n_bytes:,} bytes an update of {n_parameters:,} parameters, and "
+            f"{4 * n_parameters:,} without it; allowed: none, or another kind"
+        )
+    is_forgetful = getattr(config.compression.updates, "error_feedback", True) is False
+    if is_forgetful and isinstance(config.aggregation, ScaffoldRule | FedDynRule):
+        raise ConfigError(
+            f"compression.updates {kind} with error_feedback false: with rule {config.aggregation.rule} clients reckon "
+            "with what they trained, and the server would never get all of it; allowed: error_feedback true, or none"
+        )
+    if versions != "float32" and n_extras:
+        raise ConfigError(
+            f"compression.versions {versions}: rule {config.aggregation.rule} sends more than weights, and reckons "
+            "with what it sent; allowed: float32"
+        )
+
+
+def check_versions(config: RunConfig, rule: Rule) -> None:
+    """Refuses rounded versions where a rule sets what was sent against its own weights, which are not rounded."""
+    versions = config.compression.versions
+    if versions != "float32" and rule.needs_base:
+        raise ConfigError(
+            f"compression.versions {versions}: rule {rule.name} reckons with how far the model moved since the version "
+            "that a client got, which rounding would falsify; allowed: float32"
         )

@@ -45,6 +45,14 @@ def planned(**sections: Any) -> Plan:
         ),
         *(
             (
+                {"compression": {"updates": {"kind": kind, "error_feedback": False}}, "aggregation": {"rule": rule}},
+                f"updates {kind} with error_feedback false: with rule {rule} clients reckon with what they trained",
+            )
+            for kind in ("top-k", "sign")
+            for rule in ("scaffold", "feddyn")
+        ),
+        *(
+            (
                 {"compression": {"versions": versions}, "aggregation": rule, "schedule": {**ASYNC, **more}},
                 f"versions {versions}: rule {rule['rule']} reckons with how far the model moved .*; allowed: float32",
             )
@@ -75,6 +83,12 @@ def test_rules_that_read_no_base_may_get_rounded_versions() -> None:
     released = {"rule": "afl-cs", "mode": "released"}
     for rule in (released, {"rule": "fedasync"}):
         assert planned(compression={"versions": "float16"}, aggregation=rule, schedule=ASYNC).version_bytes == 60
+
+
+def test_error_feedback_lets_clients_with_control_variates_compress() -> None:
+    for rule in ("scaffold", "feddyn"):
+        assert planned(compression={"updates": {"kind": "sign"}}, aggregation={"rule": rule}).codec is not None
+    planned(compression={"updates": {"kind": "sign", "error_feedback": False}})
 
 
 def test_a_plan_says_how_many_bytes_travel() -> None:

@@ -50,7 +50,6 @@ _PLAIN: dict[type, Callable[[Any], Rule]] = {
     c.FedAdamRule: FedOpt,
     c.FedYogiRule: FedOpt,
     c.FedAdagradRule: FedOpt,
-    c.QFedAvgRule: QFedAvg,
     c.CyclicRule: Cyclic,
     c.MedianRule: Median,
     c.TrimmedMeanRule: TrimmedMean,
@@ -73,6 +72,7 @@ _KNOWING: dict[type, Callable[[Any, Facts], Rule]] = {
     c.FedNovaRule: FedNova,
     c.ScaffoldRule: Scaffold,
     c.FedDynRule: FedDyn,
+    c.QFedAvgRule: QFedAvg,
 }
 
 

@@ -64,7 +64,9 @@ class Facts:
     where the policy fixes it, else 0. `tier_of` gives a client's tier, 0 the fastest, under the policy `tiers`.
     `max_lag` is the lag tolerance of the policy `safa`. `planned_versions` is where the run stops, 0 if it does not
     stop by that.
-    `client_momentum` is that of the clients' SGD. `function` is the rule of the user's own, where there is one.
+    `client_momentum` is that of the clients' SGD. `as_trained`: the norm in an update's report is that of the vector
+    which the rule gets, changed by no encoding, attack or cut. `function` is the rule of the user's own, where there is
+    one.
     """
 
     n_clients: int = 1
@@ -76,6 +78,7 @@ class Facts:
     planned_versions: int = 0
     tier_of: Callable[[int], int] = _no_tier
     client_momentum: float = 0.0
+    as_trained: bool = True
     function: UserFunction | None = None
 
 

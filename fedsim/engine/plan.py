@@ -30,7 +30,7 @@ from fedsim.config import (
 )
 from fedsim.configfile import sha256
 from fedsim.engine import owncode
-from fedsim.engine.buffers import check_buffers, treatment_lines, with_buffers
+from fedsim.engine.buffers import check_buffers, treatment, treatment_lines, with_buffers
 from fedsim.engine.items import Bounds
 from fedsim.engine.owncode import NOTHING, OwnCode
 from fedsim.engine.planchecks import check_compression, check_schedule, check_target, check_time, check_versions
@@ -491,6 +491,7 @@ def _facts(
         n_updates=_fixed_updates(config),
         planned_versions=config.stop.versions or 0,
         client_momentum=getattr(config.training.optimizer, "momentum", 0.0),
+        as_trained=_arrive_as_trained(config, layout),
         function=own.rule,
     )
     if isinstance(config.schedule, SafaSchedule):
@@ -501,6 +502,13 @@ def _facts(
         tier_of = {client: tier for tier, part in enumerate(parts) for client in part.tolist()}
         return replace(facts, n_tiers=len(parts), tier_of=tier_of.__getitem__)
     return facts
+
+
+def _arrive_as_trained(config: RunConfig, layout: Layout) -> bool:
+    """Whether a rule gets what clients trained: not encoded, not an attacker's, and not without averaged buffers."""
+    is_attacked = config.attack is not None and config.attack.kind != "label-flip"
+    is_cut = "averaged" in treatment(config, layout).values()
+    return config.compression.updates.kind == "none" and not is_attacked and not is_cut
 
 
 def _fixed_updates(config: RunConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedsim.aggregation import Arrival, Facts, Rule, build, published
 from fedsim.config import AggregationConfig, RunConfig
+from fedsim.engine.plan import plan
 from fedsim.types import TaskReport, Update
 
 Make = Callable[..., Any]
@@ -92,6 +94,50 @@ def test_q_fedavg() -> None:
     updates[0][1]["loss"] = 4.0  # h = 4 + 8
     assert versions(rule_of(rule="q-fedavg", q=1.0), [0.0], updates)[0] == pytest.approx([(8 - 4) / 30])
     assert versions(rule_of(rule="q-fedavg", q=0.0), [0.0], updates)[0] == pytest.approx([-0.5])  # the mean
+
+
+def test_q_fedavg_takes_the_norm_of_what_arrives() -> None:
+    """Where an update may have been changed on its way: h = ||D||^2 + F of what is merged, whatever the report says."""
+    for as_trained, h in ((True, 9.0 + 2.0), (False, 25.0 + 2.0)):
+        rule = rule_of(Facts(as_trained=as_trained), rule="q-fedavg", q=1.0)
+        state = rule.init(np.zeros(2, np.float32))
+        report = TaskReport(0, 0, 1, 1, 2.0, 0.0, 3.0, 0.0)
+        told = Arrival(0)._replace(task=Arrival(0).task._replace(learning_rate=1.0))
+        rule.accumulate(state, Update(report, np.array([3.0, -4.0], np.float32)), told)
+        assert published(rule.commit(state)) == pytest.approx([2.0 * 3.0 / h, 2.0 * -4.0 / h])
+
+
+SENT: list[tuple[dict[str, Any], bool]] = [
+    ({}, True),
+    ({"compression": {"updates": {"kind": "top-k", "fraction": 0.1}}}, False),
+    ({"attack": {"kind": "scaled", "fraction": 0.5}}, False),
+    ({"attack": {"kind": "label-flip", "fraction": 0.5}}, True),
+    ({"model": {"kind": "mlp", "hidden": [6], "norm": "batch", "buffers": "local"}}, True),
+    ({"model": {"kind": "mlp", "hidden": [6], "norm": "batch", "buffers": "average"}}, False),
+]
+
+
+@pytest.mark.parametrize(("sections", "as_trained"), SENT)
+def test_q_fedavg_knows_whether_updates_arrive_as_they_were_trained(
+    sections: dict[str, Any], as_trained: bool, make_config: Make
+) -> None:
+    """What a plan's rule does with a report of norm 0, by which each step is shorter where it looks for itself."""
+    config = make_config(
+        **{
+            "data": {"dataset": "synthetic-leaf", "clients": 6, "features": 9, "min_samples": 50, "max_samples": 50},
+            "aggregation": {"rule": "q-fedavg"},
+            "record": {"losses": "full"},
+            "training": {"batch_size": 8, "path": "auto"},
+            **sections,
+        }
+    )
+    rule = plan(config, Path()).rule
+    size = plan(config, Path()).layout.n_parameters
+    state = rule.init(np.zeros(size, np.float32))
+    report = TaskReport(0, 0, 1, 1, 1.0, 0.0, 0.0, 0.0)
+    told = Arrival(0, Arrival(0).task._replace(learning_rate=1.0), base_P=np.zeros(size, np.float32))
+    _, said = rule.accumulate(state, Update(report, np.ones(size, np.float32)), told)
+    assert (said.scalars[0] == 1.0) == as_trained  # h = q norm^2 + F
 
 
 def test_cyclic() -> None:

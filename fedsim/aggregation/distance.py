@@ -7,6 +7,7 @@ import math
 from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.vectors import relation
+from fedsim.aggregation.weighting import is_too_stale
 from fedsim.config import AsyncFedEdRule
 from fedsim.types import Update
 
@@ -19,7 +20,8 @@ class AsyncFedEd(BaseRule):
     aggregation", 2022 (arXiv:2205.13797), equations 6 to 8. eps is a hyper-parameter and not tiny: the step at tau = 0
     is lambda / eps.
     Deviations: `max_steps` bounds K_k, which grows without end for clients that are always in time. Defaults of lambda,
-    eps, kappa and gbar are ours. An update of zeros is left out, and its client keeps its steps.
+    eps, kappa and gbar are ours. An update of zeros is left out, and its client keeps its steps; one staler than
+    `max_staleness` is left out, too, but its client's steps follow from its distance, or it would stay as late.
     """
 
     name = "async-fed-ed"
@@ -37,9 +39,11 @@ class AsyncFedEd(BaseRule):
         if ways.vv == 0.0:
             return state, Diagnostics(0.0, (math.nan, float(arrival.task.n_steps)))
         distance = math.sqrt(ways.mm) / math.sqrt(ways.vv)
-        weight = config.rate / (distance + config.eps)
-        self._kernels.add(state, update.vector_P, weight)
-        state.n_accumulated += 1
+        weight = 0.0
+        if not is_too_stale(arrival.staleness, config.max_staleness):
+            weight = config.rate / (distance + config.eps)
+            self._kernels.add(state, update.vector_P, weight)
+            state.n_accumulated += 1
         change = config.kappa * (config.target - distance)
         steps = max(1.0, min(float(config.max_steps), arrival.task.n_steps + math.floor(max(change, -(2.0**53)))))
         return state, Diagnostics(weight, (distance, steps), int(steps))

@@ -9,7 +9,7 @@ import numpy as np
 from fedsim.aggregation.accumulate import Diagnostics, ServerState
 from fedsim.aggregation.rule import Arrival, BaseRule, Keeps
 from fedsim.aggregation.vectors import add, blocks
-from fedsim.aggregation.weighting import is_too_stale
+from fedsim.aggregation.weighting import is_too_stale, sample_weight
 from fedsim.config import FadasRule
 from fedsim.types import Float32, Float64, Update
 
@@ -35,7 +35,7 @@ class Fadas(BaseRule):
     algorithm 1 with its delay-adaptive learning rate; M = 5 updates a version, b1 = .9, b2 = .99, eps = 1e-8, tau_c =
     1.
     Deviations: bias-corrected, as torch's AMSGrad is and the paper's pseudocode is not (`bias_correction: false` for
-    that). The default of eta is ours.
+    that). The default of eta is ours. `weighting: samples` has the mean by samples.
     """
 
     name = "fadas"
@@ -54,11 +54,13 @@ class Fadas(BaseRule):
             return state, Diagnostics(0.0)
         if not state.n_accumulated:
             state.accumulator_P.fill(0.0)
-            state.tau_max = 0
-        add(state.accumulator_P, update.vector_P)
+            state.tau_max, state.weight_sum = 0, 0.0
+        weight = sample_weight(self._config.weighting, update.report)
+        add(state.accumulator_P, update.vector_P, weight)
+        state.weight_sum += weight
         state.tau_max = max(state.tau_max, arrival.staleness)
         state.n_accumulated += 1
-        return state, Diagnostics(1.0)
+        return state, Diagnostics(weight)
 
     def commit(self, state: ServerState) -> ServerState:
         assert isinstance(state, MomentsState)
@@ -77,7 +79,9 @@ class Fadas(BaseRule):
     def _step(self, state: MomentsState, part: slice, rate: float, second: float) -> None:
         """Renews the moments of a part of the model, and moves it."""
         assert state.first_P is not None and state.second_P is not None and state.largest_P is not None
-        config, mean = self._config, state.accumulator_P[part] / state.n_accumulated
+        config = self._config
+        total = state.n_accumulated if config.weighting == "uniform" else state.weight_sum
+        mean = state.accumulator_P[part] / total
         moment, square, largest = state.first_P[part], state.second_P[part], state.largest_P[part]
         moment *= config.beta1
         moment += (1.0 - config.beta1) * mean

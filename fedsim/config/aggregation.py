@@ -74,6 +74,7 @@ class KAsyncRule(RuleSection):
 
     rule: Literal["k-async"]
     server_learning_rate: Positive = 1.0
+    weighting: Literal["uniform", "samples"] = "uniform"
     max_staleness: CountOrZero | None = None
 
 

@@ -84,6 +84,7 @@ class AsyncFedEdRule(RuleSection):
     kappa: NonNegative = 1.0
     target: NonNegative = 3.0
     max_steps: Count = 100
+    max_staleness: CountOrZero | None = None
 
 
 class FedFaRule(RuleSection):
@@ -121,6 +122,7 @@ class FadasRule(RuleSection):
     eps: Positive = 1e-8
     tau_c: CountOrZero = 1
     bias_correction: bool = True
+    weighting: Literal["uniform", "samples"] = "uniform"
     max_staleness: CountOrZero | None = None
 
 

@@ -261,6 +261,33 @@ def test_fadas_takes_steps_of_amsgrad() -> None:
     assert case.take(Came([0], tau=4)) == pytest.approx([first + second], rel=1e-12)
 
 
+def test_fadas_by_samples_takes_their_mean() -> None:
+    """The first step is eta times the sign of the mean: (3 x 1 - 1 x 2) / 4 = 1/4, where equal shares give -1/2."""
+    both = [Came([1.0], 0, n=3), Came([-2.0], 1, n=1)]
+    settings = {"rule": "fadas", "server_learning_rate": 0.5, "eps": 1e-12}
+    assert Case([0.0], **settings).take(*both) == pytest.approx([-0.5])
+    case = Case([0.0], **settings, weighting="samples")
+    assert case.take(*both) == pytest.approx([0.5]) and [said.weight for said in case.said] == [3.0, 1.0]
+    assert float(case.state.first_P[0]) == pytest.approx(0.1 * 0.25)
+    case.take(Came([1.0], 0, n=3))  # the next mean is of its own updates alone
+    assert float(case.state.first_P[0]) == pytest.approx(0.9 * 0.025 + 0.1)
+
+
+def test_async_fed_ed_leaves_out_what_is_too_stale_and_shortens_its_clients_tasks() -> None:
+    case = Case([3.0, 4.0], rule="async-fed-ed", kappa=2.0, target=3.0, max_staleness=2)
+    late = Came([1.0, 0.0], tau=3, base=[0.0, 0.0], version=3, steps=9)
+    assert case.take(late) == [3.0, 4.0]
+    assert case.said[0].weight == 0.0 and case.said[0].next_steps == 5  # the distance is 5: 9 + floor(2 (3 - 5))
+    case.take(replace(late, tau=2))
+    assert case.said[0].weight == pytest.approx(1 / 6) and case.said[0].next_steps == 5
+
+
+def test_k_async_by_samples_takes_their_mean() -> None:
+    both = [Came([1.0], 0, n=3), Came([-2.0], 1, n=1)]
+    assert Case([0.0], rule="k-async").take(*both) == [-0.5]
+    assert Case([0.0], rule="k-async", weighting="samples").take(*both) == [0.25]
+
+
 def test_fadas_without_bias_correction() -> None:
     case = Case([0.0], rule="fadas", server_learning_rate=1.0, eps=1.0, bias_correction=False, beta2=0.75)
     assert case.take(Came([4])) == pytest.approx([0.4 / (2.0 + 1.0)], rel=1e-12)

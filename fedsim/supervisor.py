@@ -222,7 +222,8 @@ def supervise(job: Job, launcher: Launcher, is_fresh: bool) -> int:
                     note("no host answers any more")
                     return EXIT_LOST
             if attempt > 1 and not resumes:
-                _clear(job.folder)
+                with contextlib.suppress(OSError):
+                    job.folder.rmdir()  # killed before it had anything in it
             code = attempt_once(launcher.line(job, hosts or _asked(job), resumes), job, signals)
             status = status_of(job.folder)
             verdict = judge(status, code, signals.asked, lambda: failure_code(job.folder))
@@ -267,17 +268,6 @@ def _is_silent(job: Job, started_s: float) -> bool:
     written = [path.stat().st_mtime for path in job.folder.glob("record-*.h5")]
     last_s = max([started_s, *written]) if written else time.time()
     return time.time() - last_s > job.stall_timeout_s + _PATIENCE_S
-
-
-def _clear(folder: Path) -> None:
-    """Removes a folder that an attempt made and that has no record yet."""
-    from fedsim.engine.resume import CONFIG_NAME
-
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
-    for part in folder.glob("record-*.part"):
-        part.unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------ judging
@@ -385,14 +375,14 @@ def _mpirun() -> str:
 def job_of(config: Path, overrides: Sequence[str], out: Path | None) -> Job:
     """What the configuration, or the folder of a run, says. Raises FedsimError if it cannot be run."""
     from fedsim import configfile
-    from fedsim.engine.resume import CONFIG_NAME
+    from fedsim.engine.folder import CONFIG_NAME, is_unbegun
 
     goes_on = config.is_dir()
     if goes_on and (overrides or out is not None):
         raise ConfigError(f"{config}: a run that goes on keeps its configuration and folder: no --set, no --out")
     loaded = configfile.load(config / CONFIG_NAME if goes_on else config, overrides)
     folder = config if goes_on else (out or Path("runs") / loaded.name)
-    if not goes_on and folder.exists():
+    if not goes_on and folder.exists() and not is_unbegun(folder, loaded):
         raise errors.RecordError(f"{folder}: exists already; give --out another folder, or go on with it: {folder}")
     return Job(config, folder, 1, 1, stall_timeout_s=loaded.stall_timeout_s)
 

@@ -13,15 +13,17 @@ MPIRUN="$(dirname -- "$(command -v python)")/mpirun"
 [ -x "$MPIRUN" ] || MPIRUN=mpirun
 export FEDSIM_MPIRUN="${FEDSIM_MPIRUN:-$MPIRUN --bind-to none}"
 
-# Runs a configuration into a folder, or goes on with what is in the folder; ends the job with its exit code.
+# Runs a configuration into a folder, or goes on with the record that is there; ends the job with its exit code. A start that was killed
+# before there was a record left its configuration alone in the folder: there the run begins.
 run_or_resume() { # FOLDER CONFIG [--set KEY=VALUE]...
-    local folder="$1" words launch
+    local folder="$1" verb=run words launch
     shift
-    if [ -e "$folder" ]; then words=("$folder"); else words=("$@" --out "$folder"); fi
+    words=("$@" --out "$folder")
+    if [ -e "$folder/record-000.h5" ]; then verb=resume words=("$folder"); fi
     if [ -n "${FEDSIM_LAUNCH:-}" ]; then
         read -r -a launch <<<"$FEDSIM_LAUNCH"
         # A group of its own: what Slurm sends this script is not for the launcher.
-        launch=(setsid "${launch[@]}" python -m fedsim "$([ -e "$folder" ] && echo resume || echo run)")
+        launch=(setsid "${launch[@]}" python -m fedsim "$verb")
     else
         # It keeps mpirun out of this script's group, and starts again what died, on the nodes that are left.
         launch=(python -m fedsim.supervisor -n "$SLURM_NTASKS")

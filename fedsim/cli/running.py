@@ -196,7 +196,7 @@ def _limits_of(config: Path, overrides: tuple[str, ...]) -> tuple[Limits, bool]:
 
 def _limits_in(run: Path) -> tuple[Limits, bool]:
     """Where a run that goes on will end, and whether on the wall clock."""
-    from fedsim.engine.resume import CONFIG_NAME
+    from fedsim.engine.folder import CONFIG_NAME
 
     return _limits_of(run / CONFIG_NAME, ())
 

@@ -133,8 +133,9 @@ def _planned(config: Path, overrides: tuple[str, ...], allow_code: bool) -> Plan
 def _refuse_another(run: Path, planned: Plan) -> None:
     """A job goes on with what is in its folder: that has to be this configuration's run."""
     from fedsim import configfile
+    from fedsim.engine.folder import is_unbegun
 
-    if not run.exists():
+    if not run.exists() or is_unbegun(run, planned.config):
         return
     try:
         found = configfile.load(run / "config.yaml")

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from fedsim import configfile, snapshot, yamltree
 from fedsim.config import RunConfig
 from fedsim.engine import checkpoints
+from fedsim.engine import folder as run_folder
 from fedsim.engine.agreement import Statement
 from fedsim.engine.plan import Plan, plan
 from fedsim.engine.tail import Recorded, recorded_past
@@ -32,9 +32,7 @@ from fedsim.record.reader import Run
 from fedsim.record.schema import TABLES
 from fedsim.types import Float32
 
-CONFIG_NAME = "config.yaml"
 _QUIET_S = 30.0  # a live run writes every few seconds; asked where the file system has no locks
-_LEFT_OVER = re.compile(r"(checkpoint-|record).*\.part")
 _UNREADABLE = (KeyError, ValueError, TypeError, IndexError, OverflowError, AttributeError, AssertionError)
 
 
@@ -92,12 +90,14 @@ def find(folder: Path) -> Found:
         raise RecordError(f"{folder}: not the folder of a run")
     numbers = attempt_numbers(folder)
     if not numbers:
-        raise RecordError(f"{folder}: no record to go on from: the run ended before it was begun; run it again")
+        raise RecordError(
+            f"{folder}: no record to go on from: the run ended before it was begun; run it again, into this folder"
+        )
     _check_dead(folder / attempt_name(numbers[-1]))
     run = Run(folder, joined=False)
     where = f"{folder}: configuration in the record"
     config = configfile.from_mapping(yamltree.parse(run.config_text.encode(), where).value, where)
-    _check_unchanged(folder / CONFIG_NAME, config)
+    _check_unchanged(folder / run_folder.CONFIG_NAME, config)
     return Found(folder, run.status, config, run.config_text, run.attributes, numbers[-1] + 1)
 
 
@@ -161,7 +161,7 @@ def environment_of(signature: Mapping[str, str]) -> dict[str, str]:
 def take_up(found: Found, made: Plan) -> Resumption:
     """Where a run goes on; clears away what the attempts before left unfinished."""
     folder = found.folder
-    _clear(folder)
+    run_folder.clear(folder)
     run = Run(folder, joined=False)
     there = {table.name: run.n_rows(table.name) for table in TABLES if table.superseded}
     fewest = {table.name: 0 if table.optional else -1 for table in TABLES}  # where a checkpoint does not name it
@@ -243,14 +243,6 @@ def _differences(one: Any, other: Any, name: str) -> Iterator[tuple[str, Any, An
             yield from _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
     elif one != other:
         yield name, one, other
-
-
-def _clear(folder: Path) -> None:
-    """Removes files that were being written when the run was killed."""
-    for entry in folder.iterdir():
-        if _LEFT_OVER.fullmatch(entry.name):
-            with contextlib.suppress(OSError):
-                entry.unlink()
 
 
 def _set_aside(folder: Path, newest: Checkpoint | None) -> None:

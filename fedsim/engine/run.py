@@ -22,6 +22,7 @@ from fedsim.comm.faults import Trouble
 from fedsim.comm.losses import noticed_exits
 from fedsim.config import RunConfig, StopConfig
 from fedsim.engine import attempts, launching, resume, topology
+from fedsim.engine import folder as run_folder
 from fedsim.engine.agreement import Statement, agree
 from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_join, status_of
@@ -306,26 +307,13 @@ def _begin(attempt: _Attempt, made: Plan, here: _Here, caller: Caller) -> _Begun
 
     resumption = None
     if attempt.found is None:
-        _new_folder(attempt.folder, made)
+        run_folder.make(attempt.folder, made.config)
     else:
         resumption = resume.take_up(attempt.found, made)
     path = attempt.folder / attempt_name(0 if attempt.found is None else attempt.found.attempt)
     provenance = attempts.provenance_of(made, here.statements, caller, attempt.found)
     layout = attempts.record_plan(made, resumption)
     return _Begun(RecordWriter(path, provenance, layout, made.config.record.flush_s), resumption)
-
-
-def _new_folder(folder: Path, made: Plan) -> None:
-    try:
-        folder.mkdir(parents=True)
-        (folder / resume.CONFIG_NAME).write_text(configfile.resolved_text(made.config), encoding="utf-8")
-    except FileExistsError:
-        raise RecordError(
-            f"{folder}: exists already; give --out another folder, or another name with --set name=..., or go on with "
-            "what is there: fedsim resume"
-        ) from None
-    except OSError as error:
-        raise RecordError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
 # --------------------------------------------------------------------------------------------- the two roles

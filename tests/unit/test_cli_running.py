@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -246,3 +247,44 @@ def test_a_signal_to_the_ranks_ends_the_job_in_order(config_path: Path, tmp_path
     assert own_lines(err) == ["fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume runs/tiny"]
     assert summary(tmp_path / "runs" / "tiny")["status"] == "stopped"
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_a_folder_without_a_record_is_begun_again(config_path: Path, in_folder: Path) -> None:
+    """What a start leaves that is killed before its record is there; also with a configuration that was cut short."""
+    assert fedsim_says("run", config_path, "--out", "whole", "--quiet").exit_code == 0
+    text = (in_folder / "whole" / "config.yaml").read_bytes()
+    for name, left in (("killed", text), ("short", text[:40]), ("empty", b"")):
+        folder = in_folder / name
+        folder.mkdir()
+        (folder / "config.yaml").write_bytes(left)
+        (folder / "record-000.h5.123.part").write_bytes(b"half")
+        (folder / "notes.txt").write_text("mine")
+        result = fedsim_says("run", config_path, "--out", name, "--quiet")
+        assert result.exit_code == 0, result.stderr
+        assert summary(folder)["model_sha256"] == summary(in_folder / "whole")["model_sha256"]
+        assert (folder / "config.yaml").read_bytes() == text and (folder / "notes.txt").read_text() == "mine"
+        assert not list(folder.glob("*.part"))
+        assert fedsim_says("run", config_path, "--out", name, "--quiet").exit_code == 2, "now it has a record"
+
+
+def test_a_folder_with_another_configuration_is_left_alone(config_path: Path, in_folder: Path) -> None:
+    own = config_path.read_bytes()  # as its user wrote it: not what a run leaves
+    (in_folder / "own").mkdir()
+    (in_folder / "own" / "config.yaml").write_bytes(own)
+    result = fedsim_says("run", "own/config.yaml", "--out", "own")
+    assert result.exit_code == 2 and result.stderr.startswith("fedsim: own: exists already")
+    assert (in_folder / "own" / "config.yaml").read_bytes() == own and len(list((in_folder / "own").iterdir())) == 1
+
+
+def test_a_folder_whose_record_found_no_room_is_begun_again(
+    config_path: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*words: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedsim.record.room.try_out", full)
+        result = fedsim_says("run", config_path, "--out", "here")
+        assert result.exit_code == 2 and "cannot create the record" in result.stderr
+    assert [path.name for path in (in_folder / "here").iterdir()] == ["config.yaml"]
+    assert fedsim_says("run", config_path, "--out", "here", "--quiet").exit_code == 0

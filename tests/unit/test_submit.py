@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from fedsim import configfile
 from fedsim.cli import cli, exit_code_of
 from fedsim.errors import ConfigError, LaunchError
 from fedsim.jobs.batch import Job, text
@@ -115,6 +117,58 @@ def test_a_machine_file_is_strict(line: str, said: str, tmp_path: Path) -> None:
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+# --------------------------------------------------------------------------------------- the file at work
+
+SAYS = '#!/bin/bash\nprintf "%s|" "$@" "$FEDSIM_MPIRUN" >"$NOTE"\nexit "${CODE:-0}"\n'  # what it was called with
+
+
+@pytest.fixture
+def job_of(tmp_path: Path) -> Callable[..., list[str]]:
+    """`job_of(lines, **variables)`: the words with which a batch file starts ranks; nothing of them is real."""
+    for name in ("python", "srun"):
+        (tmp_path / name).write_text(SAYS)
+        (tmp_path / name).chmod(0o755)
+
+    def runner(lines: str, **variables: str) -> list[str]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("FEDSIM_")}
+        environ |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTE": str(tmp_path / "note")}
+        slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "1"}
+        script = ["bash", "-c", lines]
+        done = subprocess.run(script, cwd=tmp_path, env={**environ, **slurm, **variables}, timeout=30)
+        assert done.returncode == int(variables.get("CODE", "0"))
+        return (tmp_path / "note").read_text().split("|")
+
+    return runner
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "srun"])
+def test_a_job_goes_on_where_there_is_a_record_and_begins_where_there_is_none(
+    launcher: str, tmp_path: Path, job_of: Callable[..., list[str]]
+) -> None:
+    made = text(replace(job(1, 2), python=str(tmp_path / "python")), Machine(launcher=launcher))  # type: ignore[arg-type]
+    run, begins = "runs/heart async", ["configs/heart-async.yaml", "--out", "runs/heart async"]
+    assert any(job_of(made)[i : i + 3] == begins for i in range(9))
+    (tmp_path / run).mkdir(parents=True)
+    (tmp_path / run / "config.yaml").touch()  # killed before it had a record
+    assert any(job_of(made)[i : i + 3] == begins for i in range(9))
+    (tmp_path / run / "record-000.h5").touch()
+    words = job_of(made)
+    assert run in words and "--out" not in words and ("resume" in words) == (launcher == "srun")
+
+
+@pytest.mark.parametrize("launch", ["", "srun --mpi=pmi2"])
+def test_the_shipped_files_do_so_too(launch: str, tmp_path: Path, job_of: Callable[..., list[str]]) -> None:
+    lines = f"set -euo pipefail; source {ROOT}/slurm/ranks.sh; run_or_resume 'a run' c.yaml --set seed=3"
+    variables = {"FEDSIM_LAUNCH": launch} if launch else {}
+    begins = ["c.yaml", "--set", "seed=3", "--out", "a run", "--quiet"]
+    assert job_of(lines, **variables)[-8:-2] == begins
+    (tmp_path / "a run").mkdir()
+    assert job_of(lines, **variables)[-8:-2] == begins
+    (tmp_path / "a run" / "record-000.h5").touch()
+    words = job_of(lines, **variables)
+    assert words[-4:-2] == ["a run", "--quiet"] and ("resume" in words) == bool(launch)
+
+
 # --------------------------------------------------------------------------------------- the command
 
 SBATCH = """#!/bin/bash
@@ -187,6 +241,16 @@ def test_a_folder_of_another_run_is_refused(site: Path) -> None:
     assert code == 2 and "exists with another configuration" in said
     (site / "runs" / "heart-async" / "config.yaml").write_text((ROOT / "configs" / "heart-async.yaml").read_text())
     assert submit("configs/heart-async.yaml")[0] == 0
+
+
+def test_a_folder_without_a_record_is_begun_again(site: Path) -> None:
+    """What a job leaves that is killed before its record is there, its configuration cut short or not."""
+    left = site / "runs" / "heart-async"
+    left.mkdir(parents=True)
+    whole = configfile.resolved_text(configfile.load(ROOT / "configs" / "heart-async.yaml"))
+    for written in (whole, whole[:30], ""):
+        (left / "config.yaml").write_text(written)
+        assert submit("configs/heart-async.yaml")[0] == 0
 
 
 def test_fewer_ranks_than_nodes_are_refused(site: Path) -> None:

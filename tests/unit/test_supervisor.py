@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedsim import configfile
 from fedsim.errors import ConfigError
 from fedsim.supervisor import Host, Job, Launcher, judge, living, n_ranks_on, parse_hosts, slurm_tasks
 
@@ -151,3 +152,19 @@ while true; do sleep 0.1; done"""
     _, err = process.communicate(timeout=60)
     assert note.read_text().split() == ["usr2", "term"], err
     assert process.returncode == 75 and "asked to stop" in err
+
+
+def test_a_folder_without_a_record_is_begun_again(tmp_path: Path) -> None:
+    """What an attempt leaves that is killed before its record is there: the next job begins where it lies."""
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    left = tmp_path / "runs" / "c"
+    left.mkdir(parents=True)
+    (left / "config.yaml").write_text(configfile.resolved_text(configfile.load(tmp_path / "c.yaml")))
+    mpirun = put(tmp_path, "mpirun", f'case "$1" in --version) ;; *) echo : "$@" >> {tmp_path}/starts; exit 137 ;; esac')
+    _, err = supervisor(tmp_path, mpirun, "--attempts", "2").communicate(timeout=60)
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert len(starts) == 2 and all(" run c.yaml --out runs/c" in line for line in starts), err
+    (left / "record-000.h5").touch()
+    process = supervisor(tmp_path, mpirun)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "runs/c: exists already" in err

@@ -144,3 +144,19 @@ def test_a_signal_ends_a_sweep_with_a_checkpoint_and_it_goes_on(tmp_path: Path) 
     done = fedsim("sweep", "s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [attempt["status"] for attempt in open_run(point).attempts] == ["stopped", "done"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_point_without_a_record_is_begun_again(ranks: int, tmp_path: Path) -> None:
+    """What a start leaves that is killed before its record is there."""
+    words = ("sweep", str(HEART), "--vary", "seed=[1]", "--set", "stop.versions=4", "--out", "s", "--freeze")
+    assert fedsim(*words, cwd=tmp_path).returncode == 0
+    (point,) = sweep.read(tmp_path / "s").points
+    left = tmp_path / "s" / point.name
+    left.mkdir()
+    (left / "config.yaml").write_text(configfile.resolved_text(configfile.load(HEART, point.overrides)))
+    mpirun = os.environ.get("FEDSIM_TEST_MPIRUN", "mpirun")
+    env = {"FEDSIM_MPIRUN": f"{mpirun} --bind-to none --map-by :OVERSUBSCRIBE"}
+    done = fedsim("sweep", "s", "--ranks", str(ranks), cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert open_run(left).status == "done"

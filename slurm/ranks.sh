@@ -35,13 +35,16 @@ run_or_resume() { # FOLDER CONFIG [--set KEY=VALUE]...
 ends_with() { # COMMAND...
     "$@" &
     local ranks=$! code=0
+    ASKED=
     # shellcheck disable=SC2064
-    trap "kill -USR2 $ranks 2>/dev/null || true" USR2 TERM INT
+    trap "ASKED=yes; kill -USR2 $ranks 2>/dev/null || true" USR2 TERM INT
     while kill -0 "$ranks" 2>/dev/null; do # the sleep is what a signal interrupts: nothing is lost by it
         sleep 1 &
         wait $! || true
     done
     wait "$ranks" || code=$?
+    # Once rank zero has left with 75, srun kills ranks that are still leaving, and returns 128 and that signal's number.
+    if [ -n "$ASKED" ] && [ "$code" -gt 128 ]; then code=75; fi
     # A job that ends by itself counts as completed: Slurm has to be asked. Not if it was cancelled; and an element's SLURM_JOB_ID may
     # be that of its whole array.
     local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"

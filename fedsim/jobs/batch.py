@@ -20,17 +20,19 @@ _ELEMENT = """
 export FEDSIM_MPIRUN={mpirun}
 {python} -m fedsim sweep {run} --point "$SLURM_ARRAY_TASK_ID" --ranks {ranks}{code} &"""
 _BARE = """
-# A group of its own: what Slurm sends this script is not for srun. USR2 is passed on by it to every rank; they write a
-# checkpoint and end with 75.
+# A group of its own: what Slurm sends this script is not for srun. USR2 is passed on by it to every rank; rank zero
+# writes a checkpoint and ends with 75, the others with 0.
 setsid {launch} "${{words[@]}}" --quiet{code} &"""
 _WAITS = """
-ranks=$!
-trap 'kill -USR2 "$ranks" 2>/dev/null || true' USR2 TERM INT
+ranks=$! asked=
+trap 'asked=yes; kill -USR2 "$ranks" 2>/dev/null || true' USR2 TERM INT
 while kill -0 "$ranks" 2>/dev/null; do # the sleep is what a signal interrupts: nothing is lost by it
     sleep 1 &
     wait $! || true
 done
 wait "$ranks" && code=0 || code=$?
+# Once rank zero has left with 75, srun kills ranks that are still leaving, and returns 128 and that signal's number.
+if [ -n "$asked" ] && [ "$code" -gt 128 ]; then code=75; fi
 # A job that ends by itself counts as completed: Slurm has to be asked. Not if it was cancelled; and an element's
 # SLURM_JOB_ID may be that of its whole array.
 job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"

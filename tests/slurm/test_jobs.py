@@ -115,6 +115,29 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_bits(cluster: Any, tmp_path
     assert bits(run.summary()) == bits(inline(config, LESS))
 
 
+def test_a_job_by_srun_that_gets_its_signal_is_requeued_and_goes_on_to_the_same_bits(
+    cluster: Any, tmp_path: Path, inline: Any
+) -> None:
+    """USR2 to the batch script, as before a time limit: whichever rank leaves first, and whatever srun makes of it."""
+    mpich = os.environ.get("FEDSIM_TEST_MPICH_PYTHON")
+    if not mpich:
+        pytest.skip("FEDSIM_TEST_MPICH_PYTHON is not set: launch/test sets it")
+    machine = "{name: srun, launcher: srun, mpi: pmi2, warn_s: 60, environment: {MPIR_CVAR_CH4_NETMOD: ofi}}"
+    (tmp_path / "srun.yaml").write_text(machine + "\n")
+    out, config = tmp_path / "run", "configs/digits-buffered.yaml"
+    words = ("--machine", str(tmp_path / "srun.yaml"), "--ranks", "4", "--nodes", "2", "--set", LESS)
+    job = submitted(cluster, out, config, *words, python=mpich, env=SLOW)
+    for restarts in ("1", "2"):
+        before = rows(out, "versions")
+        cluster.until("some versions", lambda before=before: rows(out, "versions") >= before + 4, 180)  # type: ignore[misc]
+        cluster.call("scancel", "--signal=USR2", "--batch", job)
+        cluster.until("its requeue", lambda n=restarts: cluster.job(job).get("Restarts") == n, 120)  # type: ignore[misc]
+    assert cluster.ended(job, 240) == "COMPLETED", printed(out)
+    run = open_run(out)
+    assert [attempt["status"] for attempt in run.attempts] == ["stopped", "stopped", "done"], printed(out)
+    assert bits(run.summary()) == bits(inline(config, LESS))
+
+
 def test_a_job_that_loses_a_node_goes_on_with_the_other_to_the_same_bits(
     make_cluster: Any, tmp_path: Path, inline: Any
 ) -> None:

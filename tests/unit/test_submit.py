@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,51 @@ def test_the_shipped_files_do_so_too(launch: str, tmp_path: Path, job_of: Callab
     (tmp_path / "a run" / "record-000.h5").touch()
     words = job_of(lines, **variables)
     assert words[-4:-2] == ["a run", "--quiet"] and ("resume" in words) == bool(launch)
+
+
+ENDS = """#!/bin/bash
+trap 'exit "$CODE"' USR2
+touch "$NOTE"
+for _ in {1..300}; do [ -z "$WAITS" ] || sleep 0.1; done
+exit "$CODE"
+"""
+
+
+@pytest.mark.parametrize("shipped", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "code", "requeues"),
+    [(True, 75, True), (True, 143, True), (True, 70, False), (False, 143, False)],
+)
+def test_a_job_that_was_asked_to_stop_is_requeued_whatever_srun_killed_last(
+    shipped: bool, asked: bool, code: int, requeues: bool, tmp_path: Path
+) -> None:
+    """srun's own code is the highest of its ranks', and it kills those that are still leaving."""
+    programs = {
+        "srun": ENDS,
+        "squeue": "#!/bin/bash\necho RUNNING\n",
+        "scontrol": f'#!/bin/bash\necho "$@" >{tmp_path}/said\n',
+    }
+    for name, program in programs.items():
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    lines = text(job(1, 2), Machine(launcher="srun"))
+    if shipped:
+        lines = f"set -euo pipefail; source {ROOT}/slurm/ranks.sh; run_or_resume 'a run' c.yaml"
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "1", "FEDSIM_LAUNCH": "srun"}
+    path = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "NOTE": str(tmp_path / "up"),
+        "CODE": str(code),
+        "WAITS": "yes" * asked,
+    }
+    process = subprocess.Popen(["bash", "-c", lines], cwd=tmp_path, env={**os.environ, **slurm, **path})
+    give_up_s = time.monotonic() + 30
+    while not (tmp_path / "up").exists() and time.monotonic() < give_up_s:
+        time.sleep(0.02)
+    if asked:
+        process.send_signal(signal.SIGUSR2)
+    assert process.wait(30) == (75 if requeues else code)
+    assert (tmp_path / "said").exists() == requeues
 
 
 # --------------------------------------------------------------------------------------- the command

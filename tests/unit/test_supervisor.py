@@ -160,7 +160,9 @@ def test_a_folder_without_a_record_is_begun_again(tmp_path: Path) -> None:
     left = tmp_path / "runs" / "c"
     left.mkdir(parents=True)
     (left / "config.yaml").write_text(configfile.resolved_text(configfile.load(tmp_path / "c.yaml")))
-    mpirun = put(tmp_path, "mpirun", f'case "$1" in --version) ;; *) echo : "$@" >> {tmp_path}/starts; exit 137 ;; esac')
+    mpirun = put(
+        tmp_path, "mpirun", f'case "$1" in --version) ;; *) echo : "$@" >> {tmp_path}/starts; exit 137 ;; esac'
+    )
     _, err = supervisor(tmp_path, mpirun, "--attempts", "2").communicate(timeout=60)
     starts = (tmp_path / "starts").read_text().splitlines()
     assert len(starts) == 2 and all(" run c.yaml --out runs/c" in line for line in starts), err

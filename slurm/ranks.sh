@@ -11,7 +11,8 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 [ ! -e .venv/bin/activate ] || source .venv/bin/activate # what launch/quickstart installed
 MPIRUN="$(dirname -- "$(command -v python)")/mpirun"
 [ -x "$MPIRUN" ] || MPIRUN=mpirun
-export FEDSIM_MPIRUN="${FEDSIM_MPIRUN:-$MPIRUN --bind-to none}"
+# It is split into words again, by Python: which reads quotes as here, but not all that `printf %q` writes.
+export FEDSIM_MPIRUN="${FEDSIM_MPIRUN:-"'${MPIRUN//\'/\'\\\'\'}' --bind-to none"}"
 
 # Runs a configuration into a folder, or goes on with the record that is there; ends the job with its exit code. A start that was killed
 # before there was a record left its configuration alone in the folder: there the run begins.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -136,11 +137,19 @@ def test_run_starts_the_supervisor_where_it_was_called(bash: Bash, project: Path
     stamp = bash("find_python; fingerprint openmpi").stdout.strip()
     (project / ".venv" / "installed").write_text(f"{stamp} base\n")
     done = bash(f"cd '{tmp_path}'; '{project}/launch/run' -n 3 'my config.yaml' --dry-run")
-    mpirun = f"{project}/.venv/bin/mpirun".replace(" ", "\\ ")
     where, launcher, words = done.stdout.strip().split(" | ")
     assert where == str(tmp_path), done.stderr
-    assert launcher.strip() == f"{mpirun} --bind-to none --map-by :OVERSUBSCRIBE"
+    options = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+    assert shlex.split(launcher) == [f"{project}/.venv/bin/mpirun", *options]  # as the supervisor splits it
     assert words == "-m fedsim.supervisor -n 3 my config.yaml --dry-run"
+
+
+def test_a_launcher_s_path_survives_whatever_is_in_it(bash: Bash, project: Path) -> None:
+    """In a locale without the path's letters, too, where bash's own quotes are not Python's."""
+    (line,) = [line for line in (ROOT / "launch" / "run").read_text().splitlines() if line.startswith("FEDSIM_MPIRUN=")]
+    words = ["/my project/ü'x\\/mpirun", "--bind-to", "none"]
+    done = bash(f'MPIRUN=({shlex.join(words)}); {line}; printf %s "$FEDSIM_MPIRUN"', LC_ALL="C")
+    assert shlex.split(done.stdout) == words
 
 
 def test_a_failing_command_shows_the_end_of_its_log(bash: Bash) -> None:

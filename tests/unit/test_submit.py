@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -169,6 +170,19 @@ def test_the_shipped_files_do_so_too(launch: str, tmp_path: Path, job_of: Callab
     (tmp_path / "a run" / "record-000.h5").touch()
     words = job_of(lines, **variables)
     assert words[-4:-2] == ["a run", "--quiet"] and ("resume" in words) == bool(launch)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_shipped_files_find_the_mpirun_beside_python_whatever_its_path(locale: str, tmp_path: Path) -> None:
+    beside = tmp_path / "my project" / "ü'x"
+    beside.mkdir(parents=True)
+    for name in ("python", "mpirun"):
+        (beside / name).symlink_to("/bin/true")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FEDSIM_")}
+    environ |= {"PATH": f"{beside}:{os.environ['PATH']}", "LC_ALL": locale}
+    script = ["bash", "-c", f'set -euo pipefail; source {ROOT}/slurm/ranks.sh; printf %s "$FEDSIM_MPIRUN"']
+    done = subprocess.run(script, cwd=tmp_path, env=environ, capture_output=True, encoding="utf-8", timeout=30)
+    assert shlex.split(done.stdout) == [str(beside / "mpirun"), "--bind-to", "none"]
 
 
 ENDS = """#!/bin/bash

@@ -68,7 +68,7 @@ def submit(
     n_ranks = ranks or site.nodes * site.ranks_per_node
     if n_ranks < max(2, site.nodes):
         raise ConfigError(f"--ranks is {n_ranks}; allowed: 2 or more, and one or more for each of {site.nodes} nodes")
-    run = out or Path("runs") / (planned.config.name + "-sweep" * bool(vary))
+    run = _folder(out, planned.config.name + "-sweep" * bool(vary))
     job = batch.Job(
         name=planned.config.name,
         command=("fedsim", *sys.argv[1:]),
@@ -94,6 +94,13 @@ def submit(
     _write(path, text)
     click.echo(f"job {_submitted(path)}: {path}")
     return EXIT_DONE
+
+
+def _folder(out: Path | None, name: str) -> Path:
+    """The run's folder; its name stands in a line of the batch file that sbatch reads."""
+    if not str(out or "").isprintable():
+        raise ConfigError(f"--out: {str(out)!r:.80} has characters that cannot be printed; allowed: one line")
+    return out or Path("runs") / name
 
 
 def _n_points(

@@ -114,7 +114,7 @@ def load(wanted: str | None, sbatch: Sequence[str] = (), changes: Mapping[str, A
     Args:
         wanted: a name, or the path of a YAML file.
         sbatch: `option` or `option=value` each, put over the file's.
-        changes: other keys' values that replace the file's; None leaves one as it is.
+        changes: other keys' values that replace the file's, also those in its `sbatch`; None leaves one as it is.
 
     Raises ConfigError.
     """
@@ -131,6 +131,8 @@ def load(wanted: str | None, sbatch: Sequence[str] = (), changes: Mapping[str, A
             raise ConfigError(f"--sbatch {text[:60]}: {error}") from None
         if isinstance(given, dict):
             given = {**given, name: written or True}
+    if isinstance(given, dict):  # what has an option of its own is not overruled by the file's other options
+        given = {name: new for name, new in given.items() if name not in kept}
     try:
         return Machine.model_validate({**value, "sbatch": given})
     except ValidationError as error:

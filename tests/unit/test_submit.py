@@ -81,6 +81,16 @@ def test_a_value_of_several_lines_adds_no_line_for_sbatch() -> None:
     assert subprocess.run(["bash", "-n"], input=made, text=True, capture_output=True, timeout=20).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["account", "partition"])
+def test_the_command_line_wins_over_the_file_s_own_options(name: str, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(f"sbatch: {{{name}: b, qos: long}}\n")
+    site = str(tmp_path / "site.yaml")
+    assert f"#SBATCH --{name}=a\n#SBATCH" in text(job(1, 2), load(site, ["comment=x"], {name: "a"}))
+    assert f"#SBATCH --{name}=b\n" not in text(job(1, 2), load(site, [], {name: "a"}))
+    assert f"#SBATCH --{name}=b\n" in text(job(1, 2), load(site, [], {name: None}))
+    assert "#SBATCH --qos=long\n" in text(job(1, 2), load(site, [], {name: "a"}))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -317,6 +327,16 @@ def test_a_folder_without_a_record_is_begun_again(site: Path) -> None:
 def test_fewer_ranks_than_nodes_are_refused(site: Path) -> None:
     code, said = submit("configs/heart-async.yaml", "--nodes", "4", "--ranks", "3")
     assert (code, said) == (2, "--ranks is 3; allowed: 2 or more, and one or more for each of 4 nodes")
+
+
+@pytest.mark.parametrize("vary", [(), ("--vary", "seed=[1]")])
+def test_a_folder_of_several_lines_is_refused(vary: tuple[str, ...], site: Path) -> None:
+    code, said = submit("configs/heart-async.yaml", "--out", "runs/a\n#SBATCH --uid=0", *vary)
+    assert (code, said) == (
+        2,
+        r"--out: 'runs/a\n#SBATCH --uid=0' has characters that cannot be printed; allowed: one line",
+    )
+    assert not (site / "runs").exists() and not (site / "bin" / "called").exists()
 
 
 def test_without_sbatch_it_says_where_to_go(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

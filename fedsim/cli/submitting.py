@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsim.cli.running import code_option, out_option, set_option
-from fedsim.cli.sweeping import prepared, vary_option
+from fedsim.cli.sweeping import checked, vary_option
 from fedsim.errors import EXIT_DONE, ConfigError, LaunchError, RecordError
 
 if TYPE_CHECKING:
     from fedsim.engine.plan import Plan
+    from fedsim.jobs.machine import Machine
+    from fedsim.jobs.sweep import Sweep
 
 _SBATCH_TIMEOUT_S = 120.0
 
@@ -66,9 +68,9 @@ def submit(
     asked = {"nodes": nodes, "time": time_limit, "account": account, "partition": partition}
     site, planned = machines.load(machine, sbatch, asked), _planned(config, overrides, allow_code)
     n_ranks = ranks or site.nodes * site.ranks_per_node
-    if n_ranks < max(2, site.nodes):
-        raise ConfigError(f"--ranks is {n_ranks}; allowed: 2 or more, and one or more for each of {site.nodes} nodes")
+    _check(planned, site, n_ranks, bool(vary))
     run = _folder(out, planned.config.name + "-sweep" * bool(vary))
+    swept = checked(config, vary, overrides, run, n_ranks, allow_code) if vary else None
     job = batch.Job(
         name=planned.config.name,
         command=("fedsim", *sys.argv[1:]),
@@ -81,18 +83,15 @@ def submit(
         nodes=site.nodes,
         ranks=n_ranks,
         allow_code=allow_code,
-        n_points=_n_points(config, vary, overrides, run, site.launcher, dry_run, allow_code) if vary else 0,
+        n_points=0 if swept is None else len(swept.points),
     )
     text = batch.text(job, site)
     if dry_run:
         click.echo(text, nl=False)
         return EXIT_DONE
-    if not vary:
-        _refuse_another(run, planned)
+    _claim(run, planned, swept)
     _note_idle(planned, n_ranks)
-    path = run.with_name(f"{run.name}.sbatch")
-    _write(path, text)
-    click.echo(f"job {_submitted(path)}: {path}")
+    _send(run.with_name(f"{run.name}.sbatch"), text)
     return EXIT_DONE
 
 
@@ -103,25 +102,18 @@ def _folder(out: Path | None, name: str) -> Path:
     return out or Path("runs") / name
 
 
-def _n_points(
-    config: Path,
-    vary: tuple[str, ...],
-    overrides: tuple[str, ...],
-    run: Path,
-    launcher: str,
-    dry_run: bool,
-    allow_code: bool,
-) -> int:
-    """Points of a sweep, which is frozen here unless nothing is to be written."""
-    from fedsim.jobs import sweep
+def _check(planned: Plan, site: Machine, n_ranks: int, is_sweep: bool) -> None:
+    """Refuses what could not run on so many ranks; a sweep's points are checked one by one."""
+    from fedsim.engine import launching
 
-    if launcher != "mpirun":
+    if n_ranks < max(2, site.nodes):
+        raise ConfigError(f"--ranks is {n_ranks}; allowed: 2 or more, and one or more for each of {site.nodes} nodes")
+    if not is_sweep:
+        launching.check_size(planned.training_path, n_ranks)
+    elif site.launcher != "mpirun":
         raise ConfigError(
-            f"--vary: the elements of an array are started by mpirun, the machine's launcher is {launcher}"
+            f"--vary: the elements of an array are started by mpirun, the machine's launcher is {site.launcher}"
         )
-    if dry_run:
-        return len(sweep.grid(config, overrides, vary, run).points)
-    return len(prepared(config, vary, overrides, run, allow_code).points)
 
 
 def _mpirun() -> str:
@@ -135,6 +127,16 @@ def _planned(config: Path, overrides: tuple[str, ...], allow_code: bool) -> Plan
     from fedsim.engine.plan import plan
 
     return plan(configfile.load(config, overrides), config.resolve().parent, allow_code)
+
+
+def _claim(run: Path, planned: Plan, swept: Sweep | None) -> None:
+    """Writes a sweep's points down. Raises RecordError where the folder is another run's, or another sweep's."""
+    from fedsim.jobs import sweep as sweeps
+
+    if swept is None:
+        _refuse_another(run, planned)
+    else:
+        sweeps.freeze(swept)
 
 
 def _refuse_another(run: Path, planned: Plan) -> None:
@@ -161,6 +163,12 @@ def _note_idle(planned: Plan, n_ranks: int) -> None:
         click.echo(
             f"note: {n_ranks - 1} workers, but {planned.concurrency} tasks in flight at most: some will idle", err=True
         )
+
+
+def _send(path: Path, text: str) -> None:
+    """Writes the batch file, submits it, and says which job it is."""
+    _write(path, text)
+    click.echo(f"job {_submitted(path)}: {path}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -49,7 +49,7 @@ def sweep(
     beside it. Called again, or with the folder DIR in place of CONFIG, it goes on: what is done is skipped, what was
     begun is resumed. More than one rank start under supervision, as by launch/run.
     """
-    chosen = prepared(config, vary, overrides, out, allow_code)
+    chosen = prepared(config, vary, overrides, out, ranks, allow_code)
     if point is not None and point >= len(chosen.points):
         raise ConfigError(f"--point is {point}; allowed: 0 to {len(chosen.points) - 1}")
     if freeze:
@@ -65,24 +65,36 @@ def sweep(
 
 
 def prepared(
-    config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], out: Path | None, allow_code: bool
+    config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], out: Path | None, ranks: int, allow_code: bool
 ) -> Sweep:
     """The frozen sweep: that of a folder, or a new one, whose points could all run."""
-    from fedsim import configfile
-    from fedsim.engine.plan import plan
     from fedsim.jobs import sweep as sweeps
 
     if config.is_dir():
         if vary or overrides or out is not None:
             raise ConfigError(f"{config}: a sweep that goes on keeps its points: no --vary, no --set, no --out")
         return sweeps.read(config)
+    made = checked(config, vary, overrides, out, ranks, allow_code)
+    sweeps.freeze(made)
+    return made
+
+
+def checked(
+    config: Path, vary: tuple[str, ...], overrides: tuple[str, ...], out: Path | None, ranks: int, allow_code: bool
+) -> Sweep:
+    """A new sweep, not yet written down, whose points could all run on so many ranks each."""
+    from fedsim import configfile
+    from fedsim.engine import launching
+    from fedsim.engine.plan import plan
+    from fedsim.jobs import sweep as sweeps
+
     if not vary:
         raise ConfigError("a sweep needs --vary PATH=[V,...], such as --vary seed=[1,2,3]")
     name = configfile.load(config, overrides).name
     made = sweeps.grid(config, overrides, vary, Path("runs") / f"{name}-sweep" if out is None else out)
     for one in made.points:
-        plan(configfile.load(config, one.overrides), config.resolve().parent, allow_code)
-    sweeps.freeze(made)
+        planned = plan(configfile.load(config, one.overrides), config.resolve().parent, allow_code)
+        launching.check_size(planned.training_path, ranks)
     return made
 
 

@@ -197,6 +197,15 @@ def _alone_text(told: Announcement, library: str, environ: Mapping[str, str], co
     )
 
 
+def check_size(training_path: str, n_ranks: int) -> None:
+    """Refuses several ranks where nothing is trained. Raises LaunchError."""
+    if training_path == "none" and n_ranks > 1:
+        raise LaunchError(
+            f"training.path none runs the schedule alone, in one process: got {n_ranks} ranks; run it without an MPI "
+            "launcher: fedsim run"
+        )
+
+
 def survivors(world: World) -> World:
     """The ranks that are left, where some died; collective. Who waits for one in vain ends the job."""
     waking = threading.Timer(_SHRINK_S, abort, (world, EXIT_LOST))

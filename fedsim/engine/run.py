@@ -343,11 +343,7 @@ def _found_again(attempt: _Attempt, world: World, ended: Ending | bool) -> Found
 
 def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> Ending | bool:
     """How it ended; on a worker whether it is to begin again with those that are left."""
-    if made.training_path == "none" and caller.world.size > 1:
-        raise LaunchError(
-            f"training.path none runs the schedule alone, in one process: got {caller.world.size} ranks; "
-            "run it without an MPI launcher"
-        )
+    launching.check_size(made.training_path, caller.world.size)
     begun = _claim(attempt, made, here, caller)
     clock = WallClock()
     watch = Watch(made.config.stall_timeout_s, headline(caller.world), caller.may_exit and caller.world.comm is None)

@@ -303,6 +303,19 @@ def test_what_sbatch_says_is_passed_on(site: Path) -> None:
     assert said.endswith("sbatch refuses runs/heart-async.sbatch: sbatch: error: invalid partition specified: moon")
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_schedule_alone_is_refused_since_a_job_has_several_ranks(dry_run: tuple[str, ...], site: Path) -> None:
+    line = (
+        "training.path none runs the schedule alone, in one process: got 4 ranks; run it without an MPI launcher: "
+        "fedsim run"
+    )
+    none = ("configs/heart-async.yaml", "--set", "training.path=none", *dry_run)
+    assert submit(*none) == (2, line)
+    assert submit(*none, "--vary", "seed=[1,2]") == (2, line)
+    assert submit("configs/heart-async.yaml", "--vary", "training.path=[loop,none]", *dry_run) == (2, line)
+    assert not (site / "runs").exists() and not (site / "bin" / "called").exists()
+
+
 def test_a_folder_of_another_run_is_refused(site: Path) -> None:
     (site / "runs" / "heart-async").mkdir(parents=True)
     code, said = submit("configs/heart-async.yaml")

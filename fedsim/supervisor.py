@@ -224,8 +224,9 @@ def supervise(job: Job, launcher: Launcher, is_fresh: bool) -> int:
             if attempt > 1 and not resumes:
                 with contextlib.suppress(OSError):
                     job.folder.rmdir()  # killed before it had anything in it
+            before = newest_record(job.folder)
             code = attempt_once(launcher.line(job, hosts or _asked(job), resumes), job, signals)
-            status = status_of(job.folder)
+            status = status_since(job.folder, before)
             verdict = judge(status, code, signals.asked, lambda: failure_code(job.folder))
             if verdict is not None:
                 return verdict
@@ -288,6 +289,22 @@ def status_of(folder: Path) -> str:
         return Run(folder, joined=False).status
     except errors.FedsimError:
         return "unreadable"
+
+
+def newest_record(folder: Path) -> int:
+    """The number of the newest attempt's record; -1 without one."""
+    from fedsim.record.pieces import attempt_numbers
+
+    return max(attempt_numbers(folder), default=-1) if has_record(folder) else -1
+
+
+def status_since(folder: Path, before: int) -> str:
+    """The status of an attempt that began when `before` was the newest record; `none` if it made no record of its own.
+
+    What an earlier attempt ended with says nothing of this one, unless it was `done`: then nothing is left to do.
+    """
+    status = status_of(folder)
+    return status if newest_record(folder) > before or status == "done" else "none"
 
 
 def failure_code(folder: Path) -> int:

@@ -13,7 +13,14 @@ import pytest
 
 from fedsim import configfile
 from fedsim.errors import ConfigError
-from fedsim.supervisor import Host, Job, Launcher, judge, living, n_ranks_on, parse_hosts, slurm_tasks
+from fedsim.supervisor import Host, Job, Launcher, judge, living, n_ranks_on, parse_hosts, slurm_tasks, supervise
+from tests.unit.record.conftest import Records
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path)
+
 
 JOB = Job(Path("c.yaml"), Path("runs/c"), 8, 5, ("--set", "seed=1", "--quiet"))
 
@@ -134,6 +141,28 @@ def test_a_wrong_configuration_is_told_once(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert [line for line in err.splitlines() if line.startswith("fedsim: ")] == err.splitlines()
+
+
+def supervised(folder: Path, script: str, n_attempts: int = 2) -> tuple[int, int]:
+    """The exit code of a run that is gone on with, by a launcher that is this script, and how often that started."""
+    mpirun = put(folder, "mpirun", f"echo x >> {folder}/starts\n{script}")
+    job = Job(folder, folder, 2, n_attempts)
+    return supervise(job, Launcher([str(mpirun)], True), is_fresh=False), (folder / "starts").read_text().count("x")
+
+
+@pytest.mark.parametrize("former", ["stopped", "failed", "stalled", "lost", "running"])
+def test_an_attempt_that_dies_without_a_record_is_not_judged_by_the_one_before(
+    former: str, records: Records, tmp_path: Path
+) -> None:
+    records.begin(range(3)).close(former)
+    assert supervised(tmp_path, "exit 1") == (77, 2)
+    (tmp_path / "starts").unlink()
+    assert supervised(tmp_path, "exit 2") == (2, 1)
+
+
+def test_a_run_that_is_done_stays_done(records: Records, tmp_path: Path) -> None:
+    records.begin(range(3)).close("done")
+    assert supervised(tmp_path, "exit 0") == (0, 1)
 
 
 def test_signals_reach_the_launcher_as_usr2_and_twice_ctrl_c_ends_it(tmp_path: Path) -> None:

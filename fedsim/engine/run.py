@@ -326,7 +326,7 @@ def _on_all_ranks(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) ->
         caller = replace(caller, world=launching.survivors(caller.world))
         told = partial(_found_again, attempt, caller.world, ended)
         found = _told_by_rank_zero(told, caller.world)
-        made, here = _prepare(partial(resume.plan_again, found), caller)
+        made, here = _prepare(partial(resume.plan_again, found, caller.allow_code), caller)
         resume.check_same(found, made, here.statements, caller.allow_mixed)
         ended = _one_attempt(made, here, _Attempt(attempt.folder, found=found), caller)
     return ended if isinstance(ended, Ending) else None

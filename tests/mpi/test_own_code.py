@@ -47,3 +47,23 @@ def test_a_rule_that_fails_ends_all_ranks(folder: Path, start: Callable[..., Any
     assert f"fedsim: ./mine.py:half_median: mine.py:{line}, in half_median: KeyError: 'x'" in done.stderr
     run = fedsim.open_run(folder / "r")
     assert run.status == "failed" and run.failures.kind.iloc[-1] == "UserCodeError"
+
+
+STATEFUL = """\
+name: kept
+data: {dataset: ./mine.py:two_moons, options: {clients: 8, samples: 60}}
+model: {kind: logistic}
+training: {optimizer: {kind: sgd, learning_rate: 0.1}, batch_size: 10, epochs: 1}
+schedule: {policy: sync, cohort: 4}
+aggregation: {rule: scaffold}
+stop: {versions: 20}
+"""
+
+
+def test_a_run_that_goes_back_keeps_the_leave_to_load_code(folder: Path, start_tolerant: Callable[..., Any]) -> None:
+    """A worker dies with what its clients kept: those that are left plan the run again, own data set and all."""
+    (folder / "kept.yaml").write_text(STATEFUL, encoding="utf-8")
+    words = ("run", str(folder / "kept.yaml"), "--out", str(folder / "r"), "--quiet", "--allow-code")
+    done = start_tolerant(4, *words, env={"FEDSIM_INJECT": "kill:3@1"})
+    assert done.returncode == 0, done.stderr
+    assert [attempt["status"] for attempt in fedsim.open_run(folder / "r").attempts] == ["lost", "done"]

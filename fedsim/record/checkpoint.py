@@ -243,7 +243,8 @@ class Checkpoint:
         """Reads all but the versions. `RecordError` if the file is not whole, or none of fedsim's."""
         self.path = path
         _check_digest(path)
-        self.snapshot: Snapshot = guard.reading(path, _read_arrays)
+        n_bytes = path.stat().st_size
+        self.snapshot: Snapshot = guard.reading(path, lambda file: _read_arrays(file, n_bytes))
 
     def versions(self, n_parameters: int) -> Iterator[Float32]:
         """The versions, float32 (P,), in the order in which they were written."""
@@ -291,35 +292,45 @@ def _check_digest(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_arrays(file: h5py.File) -> Snapshot:
-    """Every array but the versions."""
+def _read_arrays(file: h5py.File, n_bytes: int) -> Snapshot:
+    """Every array but the versions; together no more than the bytes of the file, whatever it says that they share."""
     if guard.attributes_of(file).get("checkpoint_format") != FORMAT:
         raise RecordError(f"no checkpoint of format {FORMAT}")
     found: Snapshot = {}
-    for name in _names(file):
+    for name in _names(file, {_address(file)}):
         if name != VERSIONS:
             dataset = _stored(file, name)
+            n_bytes -= int(dataset.size) * int(dataset.dtype.itemsize)
+            if n_bytes < 0:
+                raise RecordError(f"{name:.80}: more values than the file has bytes")
             found[name] = np.asarray(dataset[()])
     return found
 
 
-def _names(group: h5py.Group, prefix: str = "", depth: int = 0) -> list[str]:
-    """The paths of all datasets below a group."""
+def _names(group: h5py.Group, seen: set[int], prefix: str = "", depth: int = 0) -> list[str]:
+    """The paths of all datasets below a group. `seen` are the objects met so far, whose number is bounded.
+
+    An object of two names is refused: a few such links can make as many paths, or as much memory, as one likes.
+    """
     if depth > 32 or len(group) > MAX_DATASETS:
         raise RecordError(f"{prefix:.80}: more groups than a checkpoint has")
     names: list[str] = []
     for key in group:
-        if _is_group(group, key):
-            names += _names(group[key], f"{prefix}{key}/", depth + 1)
-        else:
-            names.append(prefix + key)
-        if len(names) > MAX_DATASETS:
-            raise RecordError("more arrays than a checkpoint has")
+        member = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
+        if member is not None:
+            if _address(member) in seen:
+                raise RecordError(f"{prefix}{key}"[:80] + ": a second name of what has one already")
+            seen.add(_address(member))
+        if len(seen) > MAX_DATASETS:
+            raise RecordError("more arrays and groups than a checkpoint has")
+        is_group = isinstance(member, h5py.Group)
+        names += _names(member, seen, f"{prefix}{key}/", depth + 1) if is_group else [prefix + key]
     return names
 
 
-def _is_group(group: h5py.Group, key: str) -> bool:
-    return isinstance(group.get(key, getlink=True), h5py.HardLink) and isinstance(group[key], h5py.Group)
+def _address(member: h5py.Group | h5py.Dataset) -> int:
+    """Where in the file an object lies, under whichever name it was found."""
+    return int(h5py.h5o.get_info(member.id).addr)
 
 
 def _stored(file: h5py.File, name: str) -> h5py.Dataset:

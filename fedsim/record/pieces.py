@@ -125,8 +125,7 @@ def look_at(path: Path) -> Piece:
         if not 1 <= schema <= SCHEMA_VERSION:
             raise RecordError(f"schema version {schema}; this fedsim reads 1 to {SCHEMA_VERSION}")
         tables = {table.name: _table_in(file, table) for table in TABLES}
-        size = path.stat().st_size
-        rows = {name: _table_rows(file, table, size) for name, table in tables.items()}
+        rows = _rows(file, tables, path)
         start_rows, tail_rows = _counts(attributes, "start_rows"), _counts(attributes, "tail_rows")
         return Piece(path, attributes, _status(file), _totals(file), start_rows, tail_rows, tables, rows)
 
@@ -153,15 +152,27 @@ def _table_in(file: h5py.File, table: Table) -> Table:
     return table.extended(described)
 
 
-def _table_rows(file: h5py.File, table: Table, file_bytes: int) -> int:
-    """Rows of the shortest column."""
+def _rows(file: h5py.File, tables: dict[str, Table], path: Path) -> dict[str, int]:
+    """Rows by table. Refuses columns that share their bytes, which could make a small file as large as one likes."""
+    size = path.stat().st_size
+    found = {name: _table_rows(file, table, size) for name, table in tables.items()}
+    stored, size = sum(stored for _, stored in found.values()), path.stat().st_size  # a live one has grown meanwhile
+    if stored > size:
+        raise RecordError(f"columns of {stored} bytes of storage together in a file of {size}")
+    return {name: n_rows for name, (n_rows, _) in found.items()}
+
+
+def _table_rows(file: h5py.File, table: Table, file_bytes: int) -> tuple[int, int]:
+    """Rows of the shortest column, and the bytes that all columns take in the file."""
     if _is_absent(file, table):
-        return 0
-    lengths = []
+        return 0, 0
+    lengths, stored = [], 0
     for column in table.columns:
         path = f"{table.name}/{column.name}"
-        lengths.append(guard.n_rows(guard.dataset_of(file, path), column, path, file_bytes))
-    return min(lengths)
+        dataset = guard.dataset_of(file, path)
+        lengths.append(guard.n_rows(dataset, column, path, file_bytes))
+        stored += int(dataset.id.get_storage_size())
+    return min(lengths), stored
 
 
 def _is_absent(file: h5py.File, table: Table) -> bool:

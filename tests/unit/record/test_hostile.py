@@ -79,6 +79,16 @@ def text(name: str, value: str) -> Harm:
     return replaced(name, data=data, dtype=h5py.string_dtype("utf-8", len(data)))
 
 
+def columns_that_share_bytes(file: h5py.File) -> None:
+    del file["tasks/task"]
+    values = np.random.default_rng(1).integers(0, 2**62, 2**17)
+    file.create_dataset("tasks/task", data=values, chunks=(2**14,), maxshape=(None,))
+    for name in TABLES[0].names:
+        if name != "task" and file["tasks"][name].dtype == np.dtype("<i8"):
+            del file["tasks"][name]
+            file["tasks"][name] = file["tasks/task"]
+
+
 COLUMN: dict[str, Any] = {"shape": (4,), "chunks": (4,), "maxshape": (None,)}
 HARMS: dict[str, Harm] = {
     "column of another type": replaced("tasks/task", dtype="<f8", **COLUMN),
@@ -104,6 +114,7 @@ HARMS: dict[str, Harm] = {
     "schema of the future": attribute("schema_version", 99),
     "schema as a text": attribute("schema_version", np.bytes_("1")),
     "no schema": lambda file: file.attrs.__delitem__("schema_version"),
+    "columns that share bytes": columns_that_share_bytes,
     "columns not in JSON": attribute("columns", np.bytes_("{"), at="tasks"),
     "columns nested deeply": attribute("columns", np.bytes_(b"[" * 60_000), at="tasks"),
     "columns of other names": attribute("columns", np.bytes_(b'["a", "b"]'), at="tasks"),

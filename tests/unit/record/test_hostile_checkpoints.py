@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,25 @@ def nested(file: h5py.File) -> None:
     file.create_group("/".join(["a"] * 40)).create_dataset("b", data=1)
 
 
+def one_of_many_names(file: h5py.File) -> None:
+    file["server/large"] = np.zeros(2**17)
+    for index in range(64):
+        file[f"server/{index}"] = file["server/large"]
+
+
+def chain(file: h5py.File) -> None:
+    """Thirty groups, each of which the one before has two links to: 2^30 paths."""
+    place = file
+    for _ in range(30):
+        place.create_group("a")
+        place["b"] = place["a"]
+        place = place["a"]
+
+
+def round_about(file: h5py.File) -> None:
+    file["server/above"] = file["/"]
+
+
 HARMS: dict[str, Harm] = {
     "external link": linked(h5py.ExternalLink("/etc/passwd", "/x")),
     "soft link": linked(h5py.SoftLink("/versions/numbers")),
@@ -57,6 +77,9 @@ HARMS: dict[str, Harm] = {
     "of any length": replaced(data="text", dtype=h5py.string_dtype()),
     "references": replaced(shape=(2,), dtype=h5py.ref_dtype),
     "nested deeply": nested,
+    "one array of many names": one_of_many_names,
+    "two links to each of a chain of groups": chain,
+    "a group below itself": round_about,
     "of another format": lambda file: file.attrs.__setitem__("checkpoint_format", 99),
 }
 
@@ -69,6 +92,10 @@ def written(folder: Path, harm: Harm) -> Path:
     path.write_bytes(data[: data.rindex(MAGIC)])
     with h5py.File(path, "r+") as file:
         harm(file)
+    return signed(path)
+
+
+def signed(path: Path) -> Path:
     body = path.read_bytes()
     path.write_bytes(body + MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n")
     return path
@@ -91,3 +118,27 @@ def test_what_no_checkpoint_has_is_one_line(name: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert "root:" not in str(caught.value)
+
+
+def test_arrays_that_share_their_bytes_take_no_more_memory_than_the_file_has(tmp_path: Path) -> None:
+    """Headers of their own, so that no object has two names, but all with the place of one array's values."""
+    path, n_values = tmp_path / "checkpoint-000001.h5", 2**17
+    with h5py.File(path, "w", libver="earliest") as file:  # whose headers have no checksums
+        file.attrs["checkpoint_format"] = 1
+        file["large"] = np.zeros(n_values)
+        place = file["large"].id.get_offset()
+        for index in range(64):
+            file.create_dataset(f"x{index}", shape=(n_values,), dtype="<f8")
+    data = path.read_bytes()
+    nowhere, there = (
+        b"\x03\x01" + at + struct.pack("<Q", 8 * n_values) for at in (b"\xff" * 8, struct.pack("<Q", place))
+    )
+    assert data.count(nowhere) == 64
+    path.write_bytes(data.replace(nowhere, there))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordError, match="more values than the file has bytes"):
+            Checkpoint(signed(path))
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
+    finally:
+        tracemalloc.stop()

@@ -30,6 +30,7 @@ from fedsim.record.pieces import attempt_name, attempt_numbers
 from fedsim.record.provenance import Attribute
 from fedsim.record.reader import Run
 from fedsim.record.schema import TABLES
+from fedsim.record.settled import opened
 from fedsim.types import Float32
 
 _QUIET_S = 30.0  # a live run writes every few seconds; asked where the file system has no locks
@@ -205,7 +206,7 @@ def _check_dead(record: Path) -> None:
     import fcntl
 
     try:
-        descriptor = os.open(record, os.O_RDONLY)
+        descriptor = opened(record)
     except OSError as error:
         raise RecordError(f"{record}: {error.strerror or error}") from error
     try:

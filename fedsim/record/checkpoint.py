@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import RecordError
 from fedsim.record import guard, store
+from fedsim.record.settled import opened
 from fedsim.record.writer import one_line, sync
 from fedsim.snapshot import Snapshot
 from fedsim.types import Float32
@@ -273,7 +274,7 @@ def newest(folder: Path, accept: Callable[[Checkpoint], bool]) -> tuple[Checkpoi
 def _check_digest(path: Path) -> None:
     """Refuses a file whose bytes are not those that were written."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = opened(path)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     try:

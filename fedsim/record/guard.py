@@ -64,7 +64,8 @@ def _explained(path: Path, error: BaseException) -> RecordError:
         return RecordError(f"{path}: {error}")
     if isinstance(error, FileNotFoundError):
         return RecordError(f"{path}: no such file")
-    text = " ".join(str(error).split())[:300]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(reason.split())[:300]
     return RecordError(f"{path}: not a readable record: {text or type(error).__name__}")
 
 

@@ -13,8 +13,10 @@ the way of HDF5's file locks, which some network file systems lack, and of the s
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,15 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK = struct.Struct("<8sBBBBQQQQI")
 _VERSION = 3
 _MASK = 0xFFFFFFFF
+
+
+def opened(path: Path) -> int:
+    """A descriptor for reading a regular file. `OSError` for anything else: a pipe would keep us waiting for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file")
 
 
 def settle(descriptor: int) -> None:
@@ -38,7 +49,7 @@ class SettledFile(io.RawIOBase):
     """A readable, seekable view of a record, whatever state its writer left it in, for h5py's file-object driver."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+        self._file = os.fdopen(opened(path), "rb", buffering=0)
         try:
             self._head = _settled(self._file.read(_SUPERBLOCK.size), self._file.seek(0, io.SEEK_END))
         except BaseException:
@@ -72,7 +83,7 @@ class SettledFile(io.RawIOBase):
 
 def stored_end(path: Path) -> int | None:
     """Where the data of a file end by its superblock; None for one that has marks, or is of another kind."""
-    with path.open("rb") as file:
+    with os.fdopen(opened(path), "rb") as file:
         head = file.read(_SUPERBLOCK.size)
     if len(head) < _SUPERBLOCK.size or not head.startswith(_SIGNATURE):
         return None

@@ -482,6 +482,18 @@ def test_links_in_a_folder_from_a_stranger_lead_nowhere(killed: Path, tmp_path: 
     assert precious.read_text() == "the only copy" and not (killed / "plot.png").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["record-000.h5", "record-001.h5", "record.h5"])
+def test_a_pipe_for_a_record_keeps_nobody_waiting(name: str, whole: Path, killed: Path) -> None:
+    """In processes of their own, which can be ended where they hang."""
+    (killed / name).unlink(missing_ok=True)
+    os.mkfifo(killed / name)
+    commands = [("show", killed), ("watch", killed), ("compare", whole, killed), ("show", killed / name)]
+    for words in [*commands, ("resume", killed)] if name != "record.h5" else commands:
+        done = subprocess.run([*FEDSIM, *map(str, words)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, (words, done.stderr)
+        assert done.stderr.startswith(f"fedsim: {killed / name}: ") and "not a regular file" in done.stderr
+
+
 def test_a_kill_loses_no_more_than_is_stated(config_path: Path, tmp_path: Path) -> None:
     """What the newest whole checkpoint lacks of the record is younger than `every_s` and twice the time of writing."""
     folder = tmp_path / "run"

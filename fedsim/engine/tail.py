@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.engine.replay import History, ReplaySchedule
+from fedsim.errors import RecordError
 from fedsim.schedule.policies import Step
 from fedsim.schedule.schedule import Schedule, Work
 from fedsim.types import Event, EventKind, Feedback, Outcome, Task
@@ -28,12 +29,18 @@ class Recorded:
 
 
 def recorded_past(run: Any, n_rows: int, n_versions: int) -> Recorded | None:
-    """What an open record has past a checkpoint of so many rows and versions; None if that is no whole version."""
+    """What an open record has past a checkpoint of so many rows and versions; None if that is no whole version.
+
+    Raises:
+        RecordError: it has a version of no updates, which no run makes.
+    """
     history = History.of(run)
     applied = history.outcome == Outcome.APPLIED
     n_whole = _n_whole(history, applied)
     if n_whole <= n_versions:
         return None
+    if (history.version_updates[:n_whole] < 1).any():
+        raise RecordError(f"{run.path}: table versions has a version of no updates, which no run makes")
     end = int(np.flatnonzero(applied & (history.applied_version <= n_whole))[-1]) + 1
     while end < applied.size and not applied[end]:  # what a round that ended with the version aborted
         end += 1

@@ -286,6 +286,20 @@ def test_kills_on_the_wall_clock_without_a_checkpoint_and_while_the_recorded_is_
     assert_gone_on(folder, before, 40, 3)
 
 
+def test_a_version_of_nothing_on_the_wall_clock_is_one_line(tmp_path: Path) -> None:
+    """From a stranger: no task was applied, and yet there is a version."""
+    folder, path = tmp_path / "wall", on_the_wall_clock(tmp_path, checkpoint="checkpoint: {every_versions: 1000}")
+    assert says("run", path, "--out", folder, "--quiet", "--set", "stop.versions=1").exit_code == 0
+    (folder / "record.h5").unlink()
+    for number in checkpoint.numbers(folder):
+        (folder / checkpoint.name_of(number)).unlink()
+    with h5py.File(folder / "record-000.h5", "r+") as file:
+        file["run/status"][()] = np.bytes_("running")
+        file["versions/n_updates"][:] = 0
+        file["tasks/outcome"][:] = 1
+    assert f"{folder}: table versions has a version of no updates" in refused(folder)
+
+
 @pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
 def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
     """Tasks of ten million steps, minutes each: the run is stopped all the same, with a checkpoint."""

@@ -308,11 +308,12 @@ def status_since(folder: Path, before: int) -> str:
 
 
 def failure_code(folder: Path) -> int:
-    """The exit code of the error that ended a run, by its last row of failures."""
+    """The exit code of the error that ended a run's last attempt, by its last row of failures."""
+    from fedsim.record.pieces import attempt_name
     from fedsim.record.reader import Run
 
     try:
-        kinds = Run(folder, joined=False).column("failures", "kind")
+        kinds = Run(folder / attempt_name(newest_record(folder))).column("failures", "kind")
     except errors.FedsimError:
         return EXIT_BUG
     name = bytes(kinds[-1]).decode(errors="replace") if len(kinds) else ""
@@ -330,8 +331,8 @@ def judge(status: str, code: int, was_asked: bool, failure: Callable[[], int]) -
             return EXIT_REQUEUE if was_asked or code == EXIT_REQUEUE else EXIT_DONE
         case "stalled":
             return EXIT_STALLED
-        case "failed":
-            return failure()
+        case "failed":  # on a full disk the record has no row that says why
+            return code if code in _FINAL else failure()
     if was_asked:
         return EXIT_REQUEUE
     return code if code in _FINAL else None

@@ -13,7 +13,18 @@ import pytest
 
 from fedsim import configfile
 from fedsim.errors import ConfigError
-from fedsim.supervisor import Host, Job, Launcher, judge, living, n_ranks_on, parse_hosts, slurm_tasks, supervise
+from fedsim.supervisor import (
+    Host,
+    Job,
+    Launcher,
+    failure_code,
+    judge,
+    living,
+    n_ranks_on,
+    parse_hosts,
+    slurm_tasks,
+    supervise,
+)
 from tests.unit.record.conftest import Records
 
 
@@ -68,6 +79,8 @@ def test_hosts_as_mpirun_and_slurm_write_them() -> None:
         ("stopped", 0, False, 0),  # stop.wall_s
         ("stalled", 0, False, 76),
         ("failed", 0, False, 70),
+        ("failed", 2, False, 2),  # a full disk: no row of failures
+        ("failed", 137, False, 70),
         ("lost", 77, False, None),
         ("lost", 0, False, None),
         ("running", 0, False, None),  # a lost node: mpirun says 0
@@ -158,6 +171,18 @@ def test_an_attempt_that_dies_without_a_record_is_not_judged_by_the_one_before(
     assert supervised(tmp_path, "exit 1") == (77, 2)
     (tmp_path / "starts").unlink()
     assert supervised(tmp_path, "exit 2") == (2, 1)
+
+
+def test_an_older_row_of_failures_does_not_say_why_the_last_attempt_failed(records: Records, tmp_path: Path) -> None:
+    with records.begin(range(3)) as writer:
+        writer.append("failures", (0.5, 1, -1, -1, "LostError", "no worker is left"))
+        writer.close("lost")
+    records.begin(range(3, 5), attempt=1, start_rows={"tasks": 3, "versions": 3}).close("failed")
+    assert failure_code(tmp_path) == 70
+    with records.begin(range(3, 5), attempt=2, start_rows={"tasks": 3, "versions": 3}) as writer:
+        writer.append("failures", (0.5, 1, -1, -1, "ClientError", "a loss that is no number"))
+        writer.close("failed")
+    assert failure_code(tmp_path) == 2
 
 
 def test_a_run_that_is_done_stays_done(records: Records, tmp_path: Path) -> None:

@@ -160,8 +160,13 @@ def environment_of(signature: Mapping[str, str]) -> dict[str, str]:
 
 
 def take_up(found: Found, made: Plan) -> Resumption:
-    """Where a run goes on; clears away what the attempts before left unfinished."""
+    """Where a run goes on; clears away what the attempts before left unfinished.
+
+    Raises:
+        RecordError: somebody else goes on with it since it was found, which is minutes ago where a plan is large.
+    """
     folder = found.folder
+    _check_ours(found)
     run_folder.clear(folder)
     run = Run(folder, joined=False)
     there = {table.name: run.n_rows(table.name) for table in TABLES if table.superseded}
@@ -173,6 +178,7 @@ def take_up(found: Found, made: Plan) -> Resumption:
         return own and all(rows.get(table, fewest[table]) in range(n + 1) for table, n in there.items())
 
     newest, notes = checkpoint.newest(folder, accept)
+    _check_ours(found)  # checkpoints were read meanwhile
     _set_aside(folder, newest)
     rows = dict.fromkeys(there, 0) if newest is None else checkpoints.rows_of(newest.snapshot)
     recorded = None
@@ -222,6 +228,13 @@ def _check_dead(record: Path) -> None:
             ) from error
     finally:
         os.close(descriptor)
+
+
+def _check_ours(found: Found) -> None:
+    """Refuses a run in whose folder somebody is at work since it was found, before anything is removed there."""
+    if max(attempt_numbers(found.folder), default=-1) != found.attempt - 1:
+        raise RecordError(f"{found.folder}: another attempt was begun meanwhile: somebody else goes on with this run")
+    _check_dead(found.folder / found.parent)
 
 
 def _check_unchanged(path: Path, recorded: RunConfig) -> None:

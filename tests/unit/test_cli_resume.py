@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedsim.cli import cli
-from fedsim.engine import checkpoints
+from fedsim.engine import checkpoints, resume
 from fedsim.record import checkpoint
 from fedsim.record.reader import open_run
 
@@ -300,6 +301,48 @@ def test_a_version_of_nothing_on_the_wall_clock_is_one_line(tmp_path: Path) -> N
     assert f"{folder}: table versions has a version of no updates" in refused(folder)
 
 
+@pytest.mark.parametrize("when", ["planning", "reading checkpoints"])
+def test_two_that_resume_do_not_harm_each_other(killed: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """The other one begins its attempt while this one plans, or reads what it goes on from."""
+    other = killed / "checkpoint-000099.h5.1.part"
+
+    def begin() -> None:
+        shutil.copy(killed / "record-000.h5", killed / "record-001.h5")
+        shutil.copy(killed / checkpoint.name_of(checkpoint.numbers(killed)[-1]), killed / checkpoint.name_of(99))
+        other.write_bytes(b"half")
+
+    place, name = (resume, "plan_again") if when == "planning" else (checkpoint, "newest")
+    first = getattr(place, name)
+
+    def then_begin(*words: Any) -> Any:
+        result = first(*words)
+        begin()
+        return result
+
+    monkeypatch.setattr(place, name, then_begin)
+    result = says("resume", killed, "--quiet")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "another attempt was begun meanwhile" in result.stderr
+    assert other.exists() and not list(killed.glob("*.unusable")) and (killed / checkpoint.name_of(99)).exists()
+
+
+def test_a_run_that_comes_to_life_while_another_plans_is_left_alone(
+    killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = killed / "checkpoint-000009.h5.1.part"
+    left.write_bytes(b"half")
+    first = resume.plan_again
+
+    def then_locked(*words: Any) -> Any:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return first(*words)
+
+    monkeypatch.setattr(resume, "plan_again", then_locked)
+    with (killed / "record-000.h5").open("rb") as lock:
+        assert "the run is still going on" in refused(killed)
+    assert left.exists()
+
+
 @pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
 def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
     """Tasks of ten million steps, minutes each: the run is stopped all the same, with a checkpoint."""
@@ -458,7 +501,6 @@ def test_without_locks_a_run_is_alive_while_its_record_is_fresh(
 ) -> None:
     """As on some network file systems."""
     import errno
-    import fcntl
 
     def no_locks(*words: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -35,6 +35,8 @@ _POLL_S = 0.2
 _PATIENCE_S = 60.0  # beyond stall_timeout_s, for a record to which nothing is written any more
 _KILL_AFTER_S = 10.0
 _PROBE_S = 30.0
+_DEATH_S = 120.0  # for the lock of what died to go with it, on file systems where that takes its time
+_LOOK_S = 1.0
 _FINAL = (EXIT_USAGE, EXIT_BUG, EXIT_STALLED)  # would only happen again
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[1-9]\d*)?")
 
@@ -224,6 +226,10 @@ def supervise(job: Job, launcher: Launcher, is_fresh: bool) -> int:
             if attempt > 1 and not resumes:
                 with contextlib.suppress(OSError):
                     job.folder.rmdir()  # killed before it had anything in it
+            if attempt > 1 and resumes:
+                await_death(job.folder, signals)
+            if attempt > 1 and signals.asked:
+                return EXIT_REQUEUE
             before = newest_record(job.folder)
             code = attempt_once(launcher.line(job, hosts or _asked(job), resumes), job, signals)
             status = status_since(job.folder, before)
@@ -233,6 +239,38 @@ def supervise(job: Job, launcher: Launcher, is_fresh: bool) -> int:
             left = job.n_attempts - attempt
             note(f"attempt {attempt} ended as '{status}' (mpirun's exit code {code}); {left} attempts left")
     return EXIT_LOST
+
+
+def await_death(
+    folder: Path,
+    signals: Signals,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Waits until the last attempt is seen to be dead, for two minutes at most, or until an end is asked for.
+
+    A resume refuses what may be alive, for good. But after a lost node that is only not seen yet: without locks a
+    record has to be silent for a while, and a network file system can keep a lock longer than its holder lives.
+    """
+    until_s, told = clock() + _DEATH_S, False
+    while clock() < until_s and not signals.asked:
+        reason = _signs_of_life(folder)
+        if not reason:
+            return
+        if not told:
+            note(f"waiting for the last attempt's end: {reason}")
+            told = True
+        sleep(_LOOK_S)
+
+
+def _signs_of_life(folder: Path) -> str:
+    from fedsim.engine.resume import signs_of_life
+    from fedsim.record.pieces import attempt_name
+
+    try:
+        return signs_of_life(folder / attempt_name(newest_record(folder)))
+    except errors.FedsimError:
+        return ""  # the resume says what is wrong
 
 
 def _asked(job: Job) -> Sequence[Host]:

@@ -207,27 +207,50 @@ def understood(kept: Checkpoint) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- the folder
 
 
-def _check_dead(record: Path) -> None:
-    """Refuses a run whose record is still being written: its writer holds a lock on it."""
+def signs_of_life(record: Path) -> str:
+    """Why the writer of a record may still be alive; empty once it is seen to be dead, and its lock with it.
+
+    Raises:
+        RecordError: the record cannot be opened.
+    """
     import fcntl
 
+    descriptor = _lockable(record)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return f"{record.parent}: the run is still going on: its record is being written"
+        silent_s = time.time() - os.fstat(descriptor).st_mtime
+        if silent_s < _QUIET_S and Run(record).status == "running":
+            return (
+                f"{record.parent}: the run may still be going on: its record was written {silent_s:.0f} s ago, and "
+                f"this file system has no locks; try again in {_QUIET_S:.0f} s"
+            )
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _lockable(record: Path) -> int:
+    """A descriptor to ask for a record's lock with: NFS gives an exclusive one only to who may write (EBADF else)."""
     try:
         descriptor = opened(record)
     except OSError as error:
         raise RecordError(f"{record}: {error.strerror or error}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise RecordError(f"{record.parent}: the run is still going on: its record is being written") from error
-        silent_s = time.time() - os.fstat(descriptor).st_mtime
-        if silent_s < _QUIET_S and Run(record).status == "running":
-            raise RecordError(
-                f"{record.parent}: the run may still be going on: its record was written {silent_s:.0f} s ago, and "
-                f"this file system has no locks; try again in {_QUIET_S:.0f} s"
-            ) from error
-    finally:
-        os.close(descriptor)
+        writable = os.open(record, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return descriptor
+    os.close(descriptor)
+    return writable
+
+
+def _check_dead(record: Path) -> None:
+    """Refuses a run whose record is still being written: its writer holds a lock on it."""
+    reason = signs_of_life(record)
+    if reason:
+        raise RecordError(reason)
 
 
 def _check_ours(found: Found) -> None:

@@ -514,6 +514,27 @@ def test_without_locks_a_run_is_alive_while_its_record_is_fresh(
     assert bits(killed) == bits(whole)
 
 
+def test_a_lock_is_seen_where_only_writers_may_ask_for_it(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, which maps these locks to those of fcntl."""
+    import errno
+
+    first = fcntl.flock
+
+    def as_on_nfs(descriptor: int, how: int) -> None:
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if how & fcntl.LOCK_EX and access == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        first(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    record = killed / "record-000.h5"
+    os.utime(record, (time.time() - 60.0,) * 2)
+    with record.open("rb") as lock:
+        first(lock, fcntl.LOCK_SH)
+        assert "the run is still going on" in refused(killed)
+    assert says("resume", killed, "--quiet").exit_code == 0
+
+
 def test_what_cannot_be_used_is_told_in_the_record(killed: Path) -> None:
     newest = killed / checkpoint.name_of(checkpoint.numbers(killed)[-1])
     newest.write_bytes(newest.read_bytes()[:-7])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from fedsim.supervisor import (
     Host,
     Job,
     Launcher,
+    Signals,
+    await_death,
     failure_code,
     judge,
     living,
@@ -171,6 +174,47 @@ def test_an_attempt_that_dies_without_a_record_is_not_judged_by_the_one_before(
     assert supervised(tmp_path, "exit 1") == (77, 2)
     (tmp_path / "starts").unlink()
     assert supervised(tmp_path, "exit 2") == (2, 1)
+
+
+def waited_s(folder: Path, signals: Signals, ends_after: int, end: Callable[[], None]) -> float:
+    """How long the supervisor waits for a death, by a clock of its own; `end` happens after so many looks."""
+    now_s, n_looks = 0.0, 0
+
+    def sleep(for_s: float) -> None:
+        nonlocal now_s, n_looks
+        now_s, n_looks = now_s + for_s, n_looks + 1
+        if n_looks == ends_after:
+            end()
+
+    await_death(folder, signals, lambda: now_s, sleep)
+    return now_s
+
+
+def test_it_waits_until_the_former_attempt_is_seen_to_be_dead(records: Records, tmp_path: Path) -> None:
+    writer, signals = records.begin(range(3)), Signals()
+    assert 110 < waited_s(tmp_path, signals, 10**6, lambda: None) < 130, "but not for ever"
+    assert waited_s(tmp_path, signals, 5, lambda: setattr(signals, "asked", True)) == 5
+    assert waited_s(tmp_path, Signals(), 7, lambda: writer.close("lost")) == 7
+    assert waited_s(tmp_path, Signals(), 1, lambda: None) == 0
+
+
+HOLDS = """
+import fcntl, sys, time
+record = open(sys.argv[1])
+fcntl.flock(record, fcntl.LOCK_SH)
+open(sys.argv[2], "w").close()
+time.sleep(2)
+"""
+ASKS = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def test_a_lock_that_outlives_its_holder_costs_no_attempt(records: Records, tmp_path: Path) -> None:
+    """The first attempt leaves it behind for two seconds, and the second would give up for good."""
+    records.begin(range(3)).close("running")
+    record, up = tmp_path / "record-000.h5", tmp_path / "up"
+    first = f"{sys.executable} -c '{HOLDS}' {record} {up} &\nuntil [ -e {up} ]; do sleep 0.05; done"
+    second = f"{sys.executable} -c '{ASKS}' {record} || exit 2"
+    assert supervised(tmp_path, f"if [ -e {up} ]; then\n{second}\nelse\n{first}\nfi\nexit 1") == (77, 2)
 
 
 def test_an_older_row_of_failures_does_not_say_why_the_last_attempt_failed(records: Records, tmp_path: Path) -> None:

@@ -122,9 +122,12 @@ class TiflChoice(GuidedSelection):
     chance at all, which a federation of one tier could not stand; here it keeps the smallest.
     Deviations: a tier's loss, the mean of what its clients last reported before training, in place of the accuracy on
     test sets of its own: it costs no evaluation. With no credits left anywhere, all tiers get theirs anew.
+    The paper's clients are always there. Where nobody of the drawn tier is, the round waits for the tier's next
+    client: a tier that is seldom there keeps its chance, and is not crowded out by those that are there more often.
+    Where nobody of it ever comes, the round goes to another tier, drawn in the same way, and the first pays nothing.
     """
 
-    _kept = ("probabilities", "credits", "losses", "earlier", "round", "current")
+    _kept = ("probabilities", "credits", "losses", "earlier", "round", "current", "first")
 
     def __init__(self, config: TiflSelection, seed: int, devices: Availability, tiers: Sequence[Int64]) -> None:
         super().__init__(seed, devices)
@@ -137,29 +140,60 @@ class TiflChoice(GuidedSelection):
         self._earlier: list[float] = []  # the tiers' losses when they were last looked at
         self._round = 0
         self._current = 0
+        self._first = -1  # the first task of the round whose tier was drawn last
 
     def learned(self, feedback: Feedback) -> None:
         """See `fedsim.schedule.learning.Learner`."""
         self._losses[feedback.task.client] = feedback.report.loss_before
 
     def begin(self, first_task: int) -> None:
-        """A round's opening is about to be filled, with tasks from this number on: draws its tier."""
+        """A round's opening is about to be filled, with tasks from this number on: draws its tier.
+
+        An opening that nobody was there for comes again with the same number; its round has been drawn.
+        """
+        if first_task == self._first:
+            return
+        self._first = first_task
         if self._round % self._config.every_rounds == 0:
             losses = self._tier_losses()
             if self._earlier and not losses[self._current] < self._earlier[self._current]:
                 self._rank(losses)
             self._earlier = losses
         self._round += 1
-        if not any(credit > 0.0 for credit in self._credits):
-            assert self._config.credits is not None
-            self._credits = [float(self._config.credits)] * len(self._tiers)
-        self._current = self._draw(self._two_uniforms(first_task)[0])
-        self._credits[self._current] -= 1.0
+        self._turn_to_one_of([True] * len(self._tiers), self._two_uniforms(first_task)[0])
 
     def choose(self, domain: Domain, task: int, time_s: float) -> int | None:
         positions = self._candidates(domain, time_s)
-        positions = positions[np.isin(domain.clients(positions), self._tiers[self._current])]
+        there = domain.clients(positions)
+        if task == self._first and not np.isin(there, self._tiers[self._current]).any():
+            self._leave_the_gone(domain, time_s)
+        positions = positions[np.isin(there, self._tiers[self._current])]
         return int(positions[int(self._uniform(task) * positions.size)]) if positions.size else None
+
+    def next_available_s(self, domain: Domain, time_s: float) -> float:
+        """When the next idle client of the round's tier becomes available; infinite if never."""
+        return self._next_s(domain, time_s)[self._current]
+
+    def _next_s(self, domain: Domain, time_s: float) -> list[float]:
+        """When the next idle client of each tier becomes available."""
+        clients = domain.clients(domain.idle())
+        next_s = self._devices.next_available_s(clients, time_s)
+        return [float(next_s[np.isin(clients, tier)].min(initial=np.inf)) for tier in self._tiers]
+
+    def _leave_the_gone(self, domain: Domain, time_s: float) -> None:
+        """Draws the round's tier again where nobody of it ever comes, but somebody of another one does."""
+        comes = [next_s < math.inf for next_s in self._next_s(domain, time_s)]
+        if any(comes) and not comes[self._current]:
+            self._credits[self._current] += 1.0
+            self._turn_to_one_of(comes, self._two_uniforms(self._first)[1])
+
+    def _turn_to_one_of(self, comes: Sequence[bool], u: float) -> None:
+        """The round goes to a tier of those that somebody comes of, which pays a credit."""
+        if not any(credit > 0.0 for credit, some in zip(self._credits, comes, strict=True) if some):
+            assert self._config.credits is not None
+            self._credits = [float(self._config.credits)] * len(self._tiers)
+        self._current = self._draw(u, comes)
+        self._credits[self._current] -= 1.0
 
     def _tier_losses(self) -> list[float]:
         """The mean loss of each tier's clients that reported; infinite for a tier that nothing is known of."""
@@ -175,10 +209,12 @@ class TiflChoice(GuidedSelection):
         for rank, tier in enumerate(order):
             self._probabilities[tier] = 2.0 * (n - rank) / (n * (n + 1))
 
-    def _draw(self, u: float) -> int:
-        """The tier where u falls, among those with credits left; these share alike if none of them has a chance."""
-        chances = [p if credit > 0.0 else 0.0 for p, credit in zip(self._probabilities, self._credits, strict=True)]
+    def _draw(self, u: float, comes: Sequence[bool]) -> int:
+        """The tier where u falls, of those with credits left and clients to come, which share alike if none of them
+        has a chance."""
+        can = [credit > 0.0 and some for credit, some in zip(self._credits, comes, strict=True)]
+        chances = [p if drawn else 0.0 for p, drawn in zip(self._probabilities, can, strict=True)]
         if not any(chances):
-            chances = [1.0 if credit > 0.0 else 0.0 for credit in self._credits]
+            chances = [float(drawn) for drawn in can]
         cumulative = np.cumsum(chances)
         return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))

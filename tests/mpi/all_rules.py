@@ -89,6 +89,8 @@ PERSONAL: dict[str, dict[str, Any]] = {
 """Models of the clients' own, and what clients keep besides; the rule is FedAvg where none is said."""
 
 _AWAY = {"devices": _ROUND["devices"] | {"availability": {"kind": "periodic", "period_s": 7.0, "on_fraction": 0.6}}}
+_SELDOM = {"devices": _AWAY["devices"] | {"availability": {"kind": "periodic", "period_s": 7.0, "on_fraction": 0.2}}}
+_TIFL = {"kind": "tifl", "tiers": 3, "every_rounds": 3}  # often nobody of a tier is there
 _OORT = {"kind": "oort", "explore": 0.5, "window": 2}  # a window that ends within the run: the pacer has its say
 
 
@@ -104,6 +106,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "oort": _choosing(_OORT),
     "oort-away": {**_AWAY, **_choosing(_OORT)},
     "oort-buffered": _choosing(_OORT, policy="buffered", concurrency=5, buffer=3),
+    "tifl-away": {**_SELDOM, **_choosing(_TIFL, policy="sync", cohort=2)},
     "power-of-choice": _choosing({"kind": "power-of-choice", "candidates": 6}),
     "power-of-choice-async": _choosing({"kind": "power-of-choice", "candidates": 3}, policy="async", concurrency=4),
 }

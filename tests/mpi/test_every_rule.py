@@ -28,7 +28,7 @@ CHOSEN = set(get_args(SelectionKind)) | {
 }
 PERSONAL = ("ditto", "ditto-late", "fine-tune", "local", "fedbn", "buffers")
 SELECTIONS = (
-    *("size", "availability", "pisces", "oort", "oort-away", "oort-buffered"),
+    *("size", "availability", "pisces", "oort", "oort-away", "oort-buffered", "tifl-away"),
     *("power-of-choice", "power-of-choice-async"),
 )
 NAMES = sorted(

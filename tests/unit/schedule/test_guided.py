@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedsim.aggregation.rule import NO_TASK
-from fedsim.config import OortSelection, PiscesSelection, PowerOfChoiceSelection, TiflSelection
+from fedsim.config import OortSelection, PiscesSelection, PowerOfChoiceSelection, SyncSchedule, TiflSelection
+from fedsim.schedule.building import build_policy
 from fedsim.schedule.guided import PiscesChoice, TiflChoice
+from fedsim.schedule.schedule import Schedule
 from fedsim.schedule.selection import AlwaysThere, Domain
 from fedsim.schedule.utility import OortChoice, PowerOfChoice
 from fedsim.types import Feedback, TaskReport
@@ -125,6 +129,90 @@ def test_tifl_pays_with_credits() -> None:
     assert counts == {0: 5, 1: 5, 2: 5}
     counts = Counter(next(iter(chosen)) // 3 for chosen in rounds(tifl(every_rounds=1000, credits=5), 30))
     assert counts == {0: 10, 1: 10, 2: 10}, "with none left, all get theirs anew"
+
+
+class Since(AlwaysThere):
+    """Client k is there since `since_s[k]`; each task takes a second."""
+
+    always_available = False
+
+    def __init__(self, since_s: Sequence[float]) -> None:
+        self._since_s = np.array(since_s)
+
+    def available(self, clients: Any, time_s: float) -> Any:
+        return self._since_s[clients] <= time_s
+
+    def next_available_s(self, clients: Any, time_s: float) -> Any:
+        return np.maximum(self._since_s[clients], time_s)
+
+    def plan_many(self, clients: Any, tasks: Any, n_steps: Any, n_samples: Any, dispatch_s: float) -> Any:
+        assert self.available(clients, dispatch_s).all()
+        return [(0.0, 1.0, 0.0, dispatch_s + 1.0, False)] * clients.size
+
+
+def rounds_since(
+    since_s: Sequence[float], n: int, work: Any, **keys: Any
+) -> tuple[TiflChoice, list[tuple[float, int]]]:
+    """The selection, and start and tier of each of the first n rounds of two, where clients are there since then."""
+    devices: Any = Since(since_s)
+    choice = TiflChoice(TiflSelection(kind="tifl", tiers=3, **keys), 5, devices, TIERS)
+    policy = build_policy(SyncSchedule(policy="sync", cohort=2), 9)
+    schedule = Schedule(policy, [Domain(9)], choice, work(), devices, learners=[choice])
+    found, n_events, tasks = [], 0, schedule.dispatch(0.0)
+    while len(found) < n:
+        if tasks:
+            (tier,) = {task.client // 3 for task in tasks}
+            assert len(tasks) == 2
+            found.append((tasks[0].dispatch_s, tier))
+        event = schedule.peek()
+        n_events += 1
+        if event is None:
+            break
+        assert n_events <= 4 * n, f"turns round at {event.time_s} s"
+        schedule.step(event)
+        tasks = schedule.dispatch(event.time_s) if schedule.instant_over() else []
+    return choice, found
+
+
+AWAY_S, NEVER_S = [0.0] * 3 + [100.0] * 3 + [0.0] * 3, [0.0] * 3 + [math.inf] * 3 + [0.0] * 3
+
+
+def test_tifl_waits_for_a_tier_that_is_away(work: Callable[..., Any]) -> None:
+    """The tiers are those that are drawn where everybody is there, and pay as often; rounds start later."""
+    choice, found = rounds_since(AWAY_S, 40, work, every_rounds=7, credits=5)
+    other, there = rounds_since([0.0] * 9, 40, work, every_rounds=7, credits=5)
+    assert [tier for _, tier in found] == [tier for _, tier in there]
+    assert choice._round == other._round == 40 and choice._credits == other._credits
+    first = [tier for _, tier in found].index(1)
+    assert [start_s for start_s, _ in found] == [i if i < first else 100.0 + i - first for i in range(40)]
+
+
+def test_tifl_leaves_a_tier_that_never_comes(work: Callable[..., Any]) -> None:
+    """Its rounds go to the others alike, at once, and it pays for none."""
+    choice, found = rounds_since(NEVER_S, 300, work, every_rounds=1000)
+    assert [start_s for start_s, _ in found] == list(range(300)) and choice._round == 300
+    counts = Counter(tier for _, tier in found)
+    assert counts[0] == pytest.approx(150, abs=30) and counts[0] + counts[2] == 300
+    choice, found = rounds_since(NEVER_S, 25, work, every_rounds=1000, credits=5)
+    assert Counter(tier for _, tier in found[:20]) == {0: 10, 2: 10}, (
+        "with none left of those that come, all get theirs"
+    )
+    assert choice._credits[1] == 5.0
+
+
+def test_tifl_of_whom_nobody_ever_comes(work: Callable[..., Any]) -> None:
+    assert rounds_since([math.inf] * 9, 5, work)[1] == []
+
+
+def test_tifl_goes_on_from_a_snapshot_taken_while_it_waits() -> None:
+    first = TiflChoice(TiflSelection(kind="tifl", tiers=3), 5, Since([50.0] * 9), TIERS)
+    first.begin(0)
+    second = TiflChoice(TiflSelection(kind="tifl", tiers=3), 5, Since([50.0] * 9), TIERS)
+    second.restore(first.snapshot())
+    for choice in (first, second):
+        choice.begin(0)
+        assert choice._round == 1
+    assert first.choose(Domain(9), 0, 50.0) == second.choose(Domain(9), 0, 50.0)
 
 
 SIZES = np.array([10, 20, 30, 40])

@@ -29,6 +29,7 @@ class LagBoundedPolicy(BufferedPolicy):
         self._bases: dict[int, int] = {}
 
     def opened(self, domain: int, tasks: list[Task], now_s: float) -> tuple[list[Task], Timer | None]:
+        self._version = max(self._version, tasks[0].base_version)  # a run that goes on may begin above 0
         self._bases.update((task.task, task.base_version) for task in tasks)
         return tasks, None
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsim.config import CompassSchedule
+from fedsim.config import BufferedSchedule, CompassSchedule
 from fedsim.schedule.building import build_policy, pace_and_learners
 from fedsim.schedule.schedule import Schedule
-from fedsim.schedule.selection import Domain
+from fedsim.schedule.selection import AlwaysThere, Domain, Selection
+from fedsim.types import Event, EventKind
 
 
 def test_a_version_waits_for_who_would_fall_too_far_behind(given_devices: Any, drive: Any) -> None:
@@ -41,6 +42,19 @@ def test_a_version_does_not_wait_for_the_lost(given_devices: Any, drive: Any) ->
         "10 version 2",
         "10 start 4 from 2",
     ]
+
+
+def test_a_version_waits_in_a_run_that_goes_on_from_a_later_one(work: Any) -> None:
+    """As on the wall clock after a resume. Task 1 stays: 6 leaves it one behind, 7 would leave it two."""
+    policy = build_policy(BufferedSchedule(policy="buffered", concurrency=2, buffer=1, max_lag=1), 9)
+    schedule = Schedule(policy, [Domain(9)], Selection("uniform", 3, AlwaysThere(), None), work(), None)
+    schedule.begin_after(5, 0, {}, 0.0)
+    versions = []
+    for number in (0, 2, 3, 1):
+        assert schedule.dispatch(0.0)
+        schedule.step(Event(0.0, EventKind.ARRIVAL, number))
+        versions.append(schedule.version)
+    assert versions == [6, 6, 6, 7]
 
 
 def test_pisces_waits_a_part_of_the_longest_latency(given_devices: Any, drive: Any) -> None:

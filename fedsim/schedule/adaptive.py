@@ -69,17 +69,14 @@ class PiscesPolicy:
         self._latency_s: dict[int, float] = {}
         self._last_s = 0.0
         self._n_buffered = 0
-        self._timer_runs = False
+        self._timer_s = math.inf  # when the timer that runs goes off
 
     def openings(self, n_in_flight: int) -> Sequence[Opening]:
         return (Opening(0, self._concurrency - n_in_flight),)
 
     def opened(self, domain: int, tasks: list[Task], now_s: float) -> tuple[list[Task], Timer | None]:
         self._running.update((task.task, task.client) for task in tasks)
-        if self._timer_runs or not self._n_buffered:
-            return tasks, None
-        self._timer_runs = True
-        return tasks, Timer(max(now_s, self._due_s()), 0)
+        return tasks, self._sooner(now_s)
 
     def arrived(self, task: Task) -> Step:
         del self._running[task.task]
@@ -92,12 +89,17 @@ class PiscesPolicy:
         return none_ended(task)
 
     def timer(self, number: int, now_s: float) -> tuple[Step, Timer | None]:
-        self._timer_runs = False
-        merge = self._merges(now_s)
-        if merge or not self._n_buffered:
-            return Step(merge=merge), None
-        self._timer_runs = True
-        return Step(), Timer(self._due_s(), 0)
+        if now_s >= self._timer_s:  # else one that a sooner one has overtaken
+            self._timer_s = math.inf
+        return Step(merge=self._merges(now_s)), self._sooner(now_s)
+
+    def _sooner(self, now_s: float) -> Timer | None:
+        """The next version's timer, where none runs that is as soon: the due time falls when the slowest is back."""
+        due_s = max(now_s, self._due_s())
+        if not self._n_buffered or due_s >= self._timer_s:
+            return None
+        self._timer_s = due_s
+        return Timer(due_s, 0)
 
     def _due_s(self) -> float:
         longest = max((self._latency_s.get(client, 0.0) for client in self._running.values()), default=0.0)

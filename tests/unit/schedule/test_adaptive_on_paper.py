@@ -86,6 +86,23 @@ def test_pisces_waits_a_part_of_the_longest_latency(given_devices: Any, drive: A
     ]
 
 
+def test_pisces_waits_no_longer_once_the_slowest_is_back(given_devices: Any, drive: Any) -> None:
+    # Latencies at 8: client 0 has 8, client 1 has 4, client 2 has 8. At 8.5 client 2 is back: 8 + 8/2 = 12 is due.
+    # At 9 client 0 is back, and client 1 is the slowest: 8 + 4/2 = 10. The timer of 12 then finds nothing to do.
+    policy = {"policy": "pisces", "concurrency": 3, "bound": 2.0}
+    run = drive(policy, given_devices([8, 4, 8, 4, 1, 9, 0.5]), n_clients=3)
+    assert run.until(16)[-7:] == [
+        "8 start 5 from 3",
+        "8 start 6 from 3",
+        "8.5 apply 6 stale 0",
+        "8.5 start 7 from 3",
+        "9 apply 4 stale 0",
+        "9 start 8 from 3",
+        "10 version 4",
+    ]
+    assert run.schedule.peek().kind is EventKind.ARRIVAL, "no timer is left"
+
+
 def test_safa_aborts_who_is_too_far_behind(given_devices: Any, drive: Any) -> None:
     # Three clients, quota 1, tolerance 1. Version 2 leaves task 0 two behind; task 3 is one behind and counts.
     policy = {"policy": "safa", "quota": 1, "lag_tolerance": 1}

@@ -16,7 +16,8 @@ class FedCompass(BaseRule):
 
     Reference: Li et al., "FedCompass: efficient cross-silo federated learning on heterogeneous client devices using a
     computing power aware scheduler", ICLR 2024 (arXiv:2309.14675); alpha = .9. Its scheduler is policy `compass`.
-    Deviations: none in the formula; the default of s is the polynomial with a = .5.
+    Deviations: none in the formula; the default of s is the polynomial with a = .5. It is of groups of N at most: a
+    longer `buffer` is refused (`fedsim.engine.planchecks`), since sum a_k could exceed 1.
     """
 
     name = "fedcompass"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fedsim.compression import Codec
 from fedsim.config import (
     BufferedSchedule,
+    FedCompassRule,
     FedDynRule,
     KAsyncSchedule,
     RunConfig,
@@ -43,6 +44,12 @@ def check_schedule(config: RunConfig, n: int) -> None:
         raise ConfigError(
             f"schedule.selection.tiers: {schedule.selection.tiers} tiers of {n} clients with data are smaller than a "
             f"round's {schedule.concurrency} tasks; fewer tiers or a smaller cohort would do"
+        )
+    shares_by_client = isinstance(config.aggregation, FedCompassRule)
+    if shares_by_client and isinstance(schedule, BufferedSchedule) and schedule.buffer > n:
+        raise ConfigError(
+            f"schedule.buffer is {schedule.buffer}, above the {n} clients with data: rule fedcompass gives an update "
+            "the share of a client, and the shares of a version would add up to more than all"
         )
     n_updates = config.stop.updates
     too_few = n_updates is not None and isinstance(schedule, BufferedSchedule) and n_updates < schedule.buffer

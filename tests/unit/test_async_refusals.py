@@ -49,6 +49,11 @@ def test_rules_with_a_policy_of_their_own() -> None:
         ("pisces", ["record.losses=none"], "record.losses must be running or full, got none"),
         ("tifl", ["schedule.selection.tiers=6"], "6 tiers of 20 clients with data are smaller than a round's 4 tasks"),
         ("safa", ["schedule.quota=21"], "schedule.quota is 21, above the 20 clients"),
+        (
+            "fedbuff",
+            ["aggregation={rule: fedcompass}", "schedule.buffer=21"],
+            "schedule.buffer is 21, above the 20 clients",
+        ),
         ("fedcompass", ["schedule.min_steps=30"], "min_steps is 30, above max_steps (20)"),
         ("async-fed-ed", ["training=none"], "this schedule reads results"),
     ],
@@ -56,6 +61,13 @@ def test_rules_with_a_policy_of_their_own() -> None:
 )
 def test_what_cannot_be(name: str, changes: list[Any], said: str) -> None:
     assert said in refused(name, *changes)
+
+
+def test_fedcompass_takes_a_buffer_of_as_many_as_there_are_clients() -> None:
+    """It is refused above that only; other rules share a buffer out among its updates, and take any."""
+    for rule, n in (("fedcompass", 20), ("fedbuff", 21)):
+        of = [f"aggregation={{rule: {rule}}}", f"schedule.buffer={n}"]
+        assert plan(configfile.load(ZOO / "fedbuff.yaml", of), ZOO).n_merge == n
 
 
 @pytest.mark.parametrize("policy", ["pisces", "fedcompass", "safa"])

@@ -404,7 +404,7 @@ def _people(
     """The population, its clients with data (None: all), and those that attack (None: there is no attack)."""
     people = population.build(config, base_dir, own)
     members = _members(config, people)
-    attacking = attackers(config, np.arange(people.n_clients) if members is None else members)
+    attacking = attackers(config, people.n_clients, members)
     return poisoned(people, config, attacking), members, attacking
 
 

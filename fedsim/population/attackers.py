@@ -14,26 +14,35 @@ from fedsim.population.wrapped import Wrapped
 from fedsim.seeding import Purpose, bits
 from fedsim.types import Int64, Shard
 
+_MOST_DRAWN_FROM = 2**26  # clients: a draw takes forty bytes for each
 
-def attackers(config: RunConfig, clients: Int64) -> Int64 | None:
+
+def attackers(config: RunConfig, n_clients: int, members: Int64 | None = None) -> Int64 | None:
     """The numbers of the clients that attack, ascending; None where the configuration has no attack.
 
-    Of a fraction, the nearest whole number of `clients` (those with data): the ones whose keyed word of the run's seed
-    is the lowest. So who attacks does not depend on ranks, schedule or data.
-    Raises ConfigError for nobody, and for a named client without data.
+    Of a fraction, the nearest whole number of the `members` (those with data; None: all `n_clients`): the ones whose
+    keyed word of the run's seed is the lowest. So who attacks does not depend on ranks, schedule or data.
+    Raises ConfigError for nobody, for a named client without data, and for a fraction of too many.
     """
     attack = config.attack
     if attack is None:
         return None
+    n_members = n_clients if members is None else members.size
     if attack.fraction is None:
         named = np.unique(np.array(attack.clients, np.int64))
-        strange = np.setdiff1d(named, clients)
+        strange = named[named >= n_clients] if members is None else np.setdiff1d(named, members)
         if strange.size:
-            raise ConfigError(f"attack.clients: client {strange[0]} is none of the {clients.size} clients with data")
+            raise ConfigError(f"attack.clients: client {strange[0]} is none of the {n_members} clients with data")
         return named
-    n = int(attack.fraction * clients.size + 0.5)
+    n = int(attack.fraction * n_members + 0.5)
     if n == 0:
-        raise ConfigError(f"attack.fraction: {attack.fraction:g} of {clients.size} clients with data is nobody")
+        raise ConfigError(f"attack.fraction: {attack.fraction:g} of {n_members} clients with data is nobody")
+    if n_members > _MOST_DRAWN_FROM:
+        raise ConfigError(
+            f"attack.fraction: a draw from {n_members:,} clients would take {40 * n_members / 1e9:.1f} GB; allowed: "
+            f"{_MOST_DRAWN_FROM:,} clients with data, or attack.clients with the numbers of those that attack"
+        )
+    clients = np.arange(n_clients) if members is None else members
     words = bits(config.seed, Purpose.ATTACKERS, clients, 0, 1)[:, 0]
     return np.sort(clients[np.argsort(words, kind="stable")[:n]])
 

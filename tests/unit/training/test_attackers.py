@@ -29,18 +29,27 @@ SIGN = {"kind": "sign-flip", "fraction": 0.3}
 
 def test_a_fraction_is_a_fixed_number_of_clients(make_config: Make) -> None:
     config = make_config(attack=SIGN)
-    found = attackers(config, EVERYBODY)
+    found = attackers(config, EVERYBODY.size)
     assert found is not None and found.size == 6 and np.array_equal(found, np.unique(found))
-    other = attackers(config.model_copy(update={"seed": 8}), EVERYBODY)
+    other = attackers(config.model_copy(update={"seed": 8}), EVERYBODY.size)
     assert other is not None and other.size == 6 and not np.array_equal(found, other)
-    some = attackers(config, EVERYBODY[::2])  # of those with data alone
+    everybody = attackers(config, EVERYBODY.size, EVERYBODY)
+    assert found is not None and everybody is not None and everybody.tolist() == found.tolist()
+    some = attackers(config, EVERYBODY.size, EVERYBODY[::2])  # of those with data alone
     assert some is not None and some.size == 3 and set(some.tolist()) <= set(range(0, 20, 2))
-    assert attackers(make_config(), EVERYBODY) is None
+    assert attackers(make_config(), 2**40) is None
 
 
 def test_attackers_can_be_named(make_config: Make) -> None:
-    found = attackers(make_config(attack={"kind": "scaled", "clients": [7, 3, 7]}), EVERYBODY)
+    found = attackers(make_config(attack={"kind": "scaled", "clients": [7, 3, 7]}), EVERYBODY.size)
     assert found is not None and found.tolist() == [3, 7]
+
+
+def test_a_fraction_of_too_many_is_refused_before_memory_is_taken(make_config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"attack.fraction: a draw from 2,147,483,648 clients would take 85.9 GB"):
+        attackers(make_config(attack=SIGN), 2**31)
+    named = attackers(make_config(attack={"kind": "sign-flip", "clients": [2**30, 5]}), 2**31)
+    assert named is not None and named.tolist() == [5, 2**30]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,7 @@ def test_attackers_can_be_named(make_config: Make) -> None:
 )
 def test_nobody_is_refused(attack: dict[str, Any], words: str, make_config: Make) -> None:
     with pytest.raises(ConfigError, match=words):
-        attackers(make_config(attack=attack), EVERYBODY)
+        attackers(make_config(attack=attack), EVERYBODY.size)
 
 
 def test_refused_together(make_config: Make, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from fedsim.training.objectives import TaskLoss
 
 _N_GROUPS = 2  # at a worker: one training, one waiting
+_LOOKED_AT = 100_000  # clients, for the mean of their sizes
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,17 @@ class Plan:
         return float(self.devices.mean_task_s(work.n_steps(size), work.n_processed(size)))
 
     def _mean_size(self) -> float:
-        clients = np.arange(self.population.n_clients) if self.members is None else self.members
-        return float(self.population.n_samples(_thinned(clients)).mean())
+        return float(self._some_sizes().mean())
+
+    def _some_sizes(self) -> Int64:
+        """Samples of clients with data: of all, or where they are many of some, evenly spread."""
+        n = self.population.n_clients if self.members is None else self.members.size
+        some = np.arange(0, n, max(1, math.ceil(n / _LOOKED_AT)), dtype=np.int64)
+        return self.population.n_samples(some if self.members is None else self.members[some])
 
     def _n_samples_text(self) -> str:
-        clients = np.arange(self.population.n_clients) if self.members is None else self.members
-        sizes = self.population.n_samples(_thinned(clients))
-        about = "" if sizes.size == clients.size else f" among {sizes.size:,} looked at"
+        sizes = self._some_sizes()
+        about = "" if sizes.size == self.n_eligible else f" among {sizes.size:,} looked at"
         return f"{int(sizes.min()):,} to {int(sizes.max()):,} a client, {sizes.mean():,.1f} on average{about}"
 
     def _evaluations_text(self) -> str:
@@ -241,15 +246,14 @@ class Plan:
 
         config, shape = self.config, self.population.sample_shape
         group = group_bytes(config.training, self.module, shape, self.training_path, self.group_size)
-        clients = np.arange(self.population.n_clients) if self.members is None else self.members
-        sizes = self.population.n_samples(_thinned(clients))
+        sizes = self._some_sizes()
         sample_bytes = 4 * math.prod(shape) + 8
         held, row_bytes = min(self.bounds.worker_rows, self.concurrency), 4 * self.layout.n_parameters
         most = worker_bytes(
             config, self.module, shape, group,
             n_versions=self.bounds.worker_versions,
             n_results=math.ceil(held * self.update_bytes / row_bytes) + _N_GROUPS * self.group_size,
-            data_bytes=math.ceil(sizes.mean() * clients.size) * sample_bytes,
+            data_bytes=math.ceil(sizes.mean() * self.n_eligible) * sample_bytes,
             group_data_bytes=self.group_size * int(sizes.max()) * sample_bytes,
         )  # fmt: skip
         return (
@@ -571,11 +575,6 @@ def _has_tests(config: RunConfig, people: population.Population) -> bool:
     if config.stop.target is not None and not has_tests:
         raise ConfigError("stop.target reads evaluations, but there is no test data to evaluate on")
     return has_tests
-
-
-def _thinned(clients: Int64, most: int = 100_000) -> Int64:
-    """At most about `most` of the clients, evenly spread."""
-    return clients[:: max(1, math.ceil(clients.size / most))].astype(np.int64)
 
 
 def _stops(config: RunConfig) -> list[str]:

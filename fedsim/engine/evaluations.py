@@ -1,6 +1,7 @@
 """Evaluations under way: they run on workers, are recorded in the order of versions, and never hold up the engine.
 
-What reads one (the target stop) does so `lag_versions` after its version; only then is a late result waited for.
+What reads one (the target stop) does so `lag_versions` after its version; only then is a late result waited for. What
+else is to be seen to meanwhile, `while_waiting` does, which may end the waiting by raising an exception.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from fedsim.types import EvaluationRow
 
 _FALLING = ("loss", "mse", "mae")  # metrics of which less is better
 _MOST_OUTSTANDING = 32  # each keeps a version alive
+
+
+def _nothing() -> None:
+    return None
 
 
 class Recorder(Protocol):
@@ -97,10 +102,10 @@ class Evaluations:
         self._last_issued = -1
         self.latest: dict[str, float] = {}
 
-    def published(self, version: int, virtual_s: float) -> None:
-        """Called with every new version: evaluates it if it is one of those to be evaluated."""
-        if self.are_due(version):
-            self._issue(version, virtual_s)
+    def published(self, version: int, virtual_s: float, while_waiting: Callable[[], None] = _nothing) -> None:
+        """Called with every new version: evaluates it if it is one of those to be evaluated, once."""
+        if self.are_due(version) and version > self._last_issued:
+            self._issue(version, virtual_s, while_waiting)
         self.collect()
 
     def are_due(self, version: int) -> bool:
@@ -117,28 +122,30 @@ class Evaluations:
         n_free = _MOST_OUTSTANDING - len(self._virtual_s)
         return (version // every + n_free + 1) * every - 1 - version
 
-    def target_reached(self, version: int) -> bool:
-        """Whether an evaluation that may be read at this version reached the target; waits for it if it must."""
+    def target_reached(self, version: int, while_waiting: Callable[[], None] = _nothing) -> bool:
+        """Whether an evaluation that may be read at this version reached the target; waits for it if it must.
+
+        Each is judged once: asked again at the same version the answer is no.
+        """
         if self._target is None:
             return False
         readable = version - self._config.lag_versions
         while any(issued <= readable for issued in self._virtual_s):
-            self._wait()
+            self._supply.pump()
+            self._wait(while_waiting)
         judged = [v for v in self._means if v <= readable]
         return any([self._reaches(self._means.pop(v)) for v in judged])
 
-    def finish(self, version: int, virtual_s: float) -> None:
+    def finish(self, version: int, virtual_s: float, while_waiting: Callable[[], None] = _nothing) -> None:
         """Evaluates the last version if that was not done, and waits for what is outstanding; no task starts now."""
         if self._has_tests and version != self._last_issued:
-            self._issue(version, virtual_s)
-        self.drain()
+            self._issue(version, virtual_s, while_waiting)
+        self.drain(while_waiting)
 
-    def drain(self) -> None:
+    def drain(self, while_waiting: Callable[[], None] = _nothing) -> None:
         """Waits for all that is outstanding."""
         while self._virtual_s:
-            self._supply.listen()
-            self._supply.check_living()
-            self.collect()
+            self._wait(while_waiting)
 
     def collect(self) -> None:
         """Records the evaluations that came in, in the order of their versions."""
@@ -171,18 +178,20 @@ class Evaluations:
         for version in self.outstanding():
             self._supply.evaluate(version)
 
-    def _issue(self, version: int, virtual_s: float) -> None:
+    def _issue(self, version: int, virtual_s: float, while_waiting: Callable[[], None]) -> None:
         while len(self._virtual_s) >= _MOST_OUTSTANDING:
-            self._wait()
+            self._supply.pump()
+            self._wait(while_waiting)
         self._virtual_s[version] = virtual_s
         self._last_issued = version
         self._supply.evaluate(version)
 
-    def _wait(self) -> None:
-        self._supply.pump()
+    def _wait(self, while_waiting: Callable[[], None]) -> None:
         self._supply.listen()
-        self._supply.check_living()
         self.collect()
+        if self._virtual_s:
+            while_waiting()
+        self._supply.check_living()
 
     def _record(self, version: int, rows: Sequence[EvaluationRow]) -> None:
         virtual_s, wall_s = self._virtual_s.pop(version), self._clock()

@@ -39,7 +39,7 @@ class ServerWithLane(Server):
         if lane is None or not self._opens_lane(lane):
             return False
         self._follow_lane(lane)
-        self._after_lane()
+        self._catch_up()
         return True
 
     def _keep(self) -> None:
@@ -216,9 +216,3 @@ class ServerWithLane(Server):
         self._owed.clear()
         self._left = None
         self._passing.give_up()
-
-    def _after_lane(self) -> None:
-        """The rest of the event in whose middle the lane was left."""
-        if self._left is not None:
-            self._complete(self._left)
-            self._go_on()

@@ -45,7 +45,7 @@ from fedsim.engine.versions import VersionStore, received
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.watchdog import Watch
 from fedsim.engine.worker import Worker
-from fedsim.errors import ConfigError, FedsimError, LaunchError, LostError, RecordError, StalledError, StateLostError
+from fedsim.errors import ConfigError, FedsimError, LaunchError, RecordError, StalledError, StateLostError
 from fedsim.record.join import join
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
@@ -458,7 +458,7 @@ def _serve(
 def _kept(server: Server, keeper: Checkpoints, error: FedsimError | None) -> FedsimError | None:
     """The run's error, once its last checkpoint is on the disk: that of a run which ended with an error, too."""
     try:
-        if error is not None and not isinstance(error, RecordError | LostError):  # the lost one was kept
+        if error is not None and not isinstance(error, RecordError | StateLostError):  # that one goes back
             server.keep_last()
         keeper.finish()
     except RecordError as failed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +37,7 @@ from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Ta
 
 _NAN = math.nan
 _ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
+_LATER = ("finished", "is_made")  # in a checkpoint since it can be written while evaluations are waited for
 
 
 class Server:
@@ -89,6 +91,7 @@ class Server:
         self._needs_base = rule.needs_base or (unpacking is not None and unpacking.needs_base)
         self._finished = False
         self._begun = False
+        self._is_made = False  # a version was put out, and what follows one is not seen to yet: see `_judge`
         self._tail: Tail | None = None
         self._offset_s = 0.0  # from the attempt's clock to the run's, on the wall clock
         self._is_torn = False  # in the middle of what cannot be gone on with
@@ -102,34 +105,42 @@ class Server:
             StalledError: nothing can happen any more.
             ClientError, WorkerError: something went wrong at a worker.
         """
-        status = "done"
         self._drops = self._drops and not replaying
         try:
+            status = self._run_to_stop(self._on_wall and not replaying)
+            self._evaluations.finish(self.pulse.version, self.pulse.virtual_s, partial(self._rest, at_end=True))
+        except Interrupted:
+            self.stopped_s = self._clock()
+            self._keep()
+            return "stopped"
+        self._attend()
+        return status
+
+    def _run_to_stop(self, live: bool) -> str:
+        """The status with which the stop was reached. A signal's `Interrupted` is left to the caller."""
+        try:
             if not self._begun:
-                self._begin(self._on_wall and not replaying)
+                self._begin(live)
             if self._tail is not None:
                 self._run_tail(self._tail)
-            if self._on_wall and not replaying:
+            if live:
                 self._run_on_wall()
             else:
                 self._run_virtual()
         except Interrupted as interrupted:
             if interrupted.in_haste:
-                self.stopped_s = self._clock()
+                raise
             self._keep()
-            if interrupted.in_haste:
-                return "stopped"
-            status = "stopped"
-        self._evaluations.finish(self.pulse.version, self.pulse.virtual_s)
-        self._attend()
-        return status
+            self._keeper = None  # a run that goes on has no evaluation where this attempt has its last
+            return "stopped"
+        return "done"
 
     def _begin(self, live: bool) -> None:
         """Version 0, and the first tasks."""
         self._put_out(0, self._rule.publish(self._state))
-        self._finished = self._evaluations.target_reached(0)
-        self._supply.submit(self._schedule.dispatch(self._now() if live else self._schedule.now_s))
         self._begun = True
+        self._judge()
+        self._supply.submit(self._schedule.dispatch(self._now() if live else self._schedule.now_s))
 
     def weights(self) -> Float32:
         """The current version, flat (P,) float32."""
@@ -173,10 +184,15 @@ class Server:
             RecordError: it is no snapshot of such a run.
         """
         plan = self._own() | {"left": None, "owed": [], "outcomes": [], "spare": []}
-        own = states.restored(snapshot.part(saved, "server"), plan, {"left": Left()})
+        part = snapshot.part(saved, "server")
+        for name in _LATER:
+            if name not in part:  # a checkpoint of before a run could be kept while it waits for evaluations
+                part[name] = np.array(False)
+        own = states.restored(part, plan, {"left": Left()})
         pulse = self.pulse
         pulse.version, pulse.n_updates, pulse.virtual_s = own["version"], own["n_updates"], own["virtual_s"]
         self._merged, self._n_reached, self._left = own["merged"], own["n_reached"], own["left"]
+        self._finished, self._is_made = own["finished"], own["is_made"]
         self._owed.extend(zip(own["owed"], map(Outcome, own["outcomes"]), strict=True))
         self._spare.extend(own["spare"])
         snapshot.put(self._state, snapshot.part(saved, "rule"))
@@ -209,7 +225,8 @@ class Server:
     def _own(self) -> dict[str, Any]:
         """The server's own fields by their names in a checkpoint."""
         pulse = {name: getattr(self.pulse, name) for name in ("version", "n_updates", "virtual_s")}
-        return pulse | {"merged": self._merged, "n_reached": self._n_reached, "left": self._left}
+        event = {"merged": self._merged, "n_reached": self._n_reached, "left": self._left}
+        return pulse | event | dict(zip(_LATER, (self._finished, self._is_made), strict=True))
 
     @property
     def _live(self) -> LiveSchedule:
@@ -236,16 +253,15 @@ class Server:
 
     def keep_last(self) -> None:
         """Keeps the state that an error has left, if that can be gone on with and no worker is needed for it."""
-        if self._begun and not self._is_torn and not self._supply.keeps_states:
+        needs_workers = self._supply.keeps_states or (self._supply.is_personal and self._evaluations.outstanding())
+        if self._begun and not self._is_torn and not needs_workers:
             self._keep()
 
     # ------------------------------------------------------------------------------ the two clocks
 
     def _run_virtual(self) -> None:
         schedule = self._schedule
-        if self._left is not None:
-            self._complete(self._left)
-            self._go_on()
+        self._catch_up()
         while not self._finished:
             if self._went_ahead():
                 continue
@@ -261,6 +277,16 @@ class Server:
             self._handle(event)
             self._go_on()
         self._settle()
+
+    def _catch_up(self) -> None:
+        """The rest of an event in whose middle the state was kept, or the lane was left."""
+        if self._left is not None:
+            self._complete(self._left)
+        elif self._is_made:
+            self._judge()
+        else:
+            return
+        self._go_on()
 
     def _went_ahead(self) -> bool:
         """Whether events were handled in another way than one by one; see `fedsim.engine.following`."""
@@ -289,6 +315,7 @@ class Server:
 
     def _run_on_wall(self) -> None:
         schedule, supply = self._schedule, self._supply
+        self._catch_up()
         while not self._finished:
             supply.pump()
             timer = schedule.peek()
@@ -358,6 +385,8 @@ class Server:
         self._finished = self._finished or is_over
         self._spare.clear()
         self._is_torn = False
+        if self._is_made:
+            self._judge()
 
     def _settle(self, *, is_patient: bool = False, completes: bool = False) -> None:
         """Consumes and records what is owed, in order; if it is patient, only as far as that needs no waiting.
@@ -449,11 +478,19 @@ class Server:
         vector_P, self._made_P = self._made_P, None
         version = self.pulse.version + 1
         self._put_out(version, vector_P)
-        is_last = self._stop.versions is not None and version >= self._stop.versions
-        self._finished = is_last or self._evaluations.target_reached(version)
+        self._finished = self._stop.versions is not None and version >= self._stop.versions
+
+    def _judge(self) -> None:
+        """What follows a version: its evaluation, and those that may be read at it. Waits where nothing is half done:
+        a signal, or a checkpoint that is due, does not have to wait for evaluations."""
+        version = self.pulse.version
+        self._evaluations.published(version, self.pulse.virtual_s, self._rest)
+        if not self._finished:
+            self._finished = self._evaluations.target_reached(version, self._rest)
+        self._is_made = False
 
     def _put_out(self, version: int, vector_P: Float32) -> None:
-        """Makes a vector the current version: known to the store, recorded, evaluated if it is time."""
+        """Makes a vector the current version: known to the store, and recorded; `_judge` comes next."""
         vector_P.flags.writeable = False
         self._versions.add(version, vector_P)
         self.pulse.version = version
@@ -461,7 +498,7 @@ class Server:
             self._supply.release_version(version - 1)
             self._recorder.append("versions", self._merged.row(version, self.pulse.virtual_s, self._clock()))
         self._merged = Merged()
-        self._evaluations.published(version, self.pulse.virtual_s)
+        self._is_made = True
 
     # ------------------------------------------------------------------------------ between events
 
@@ -473,19 +510,20 @@ class Server:
         for watcher in self._watchers:
             watcher(self.pulse)
 
-    def _rest(self) -> None:
-        """Where nothing is half done: whether an end is asked for, or a checkpoint is due."""
+    def _rest(self, at_end: bool = False) -> None:
+        """Where nothing is half done: whether an end is asked for, or a checkpoint is due.
+
+        `at_end`: while the last evaluations are waited for. Who has not to wait for any more is not stopped any more.
+        """
         if self._clock() - self.pulse.wall_s >= _ATTEND_EVERY_S:
             self._attend()
         if self._supply.lost is not None:
-            if not self._supply.keeps_states:  # what clients kept is gone with their worker
-                self._keep()
             raise self._supply.lost
-        if self._finished:
+        if self._finished and not at_end:
             return
         if self._stop_requested():
             raise Interrupted(in_haste=True)
-        if self._stop.wall_s is not None and self.pulse.wall_s >= self._stop.wall_s:
+        if self._stop.wall_s is not None and self.pulse.wall_s >= self._stop.wall_s and not at_end:
             raise Interrupted(in_haste=False)
         if self._keeper is not None and self._keeper.is_due(self.pulse):
             self._keep()

@@ -73,6 +73,20 @@ def test_the_last_worker_s_death_ends_the_run_with_a_checkpoint(
     assert _same(summary(tmp_path / "run")) == undisturbed
 
 
+def test_the_last_worker_s_death_in_the_last_evaluation_leaves_a_checkpoint(
+    start: Any, start_tolerant: Any, summary: Any, ran: Ran, tmp_path: Path
+) -> None:
+    sets = ("stop.versions=20", "evaluation.every_versions=null")
+    words = ("run", HEART[0], "--out", str(tmp_path / "run"), "--quiet", *(w for s in sets for w in ("--set", s)))
+    done = start_tolerant(2, *words, env={"FEDSIM_INJECT": "kill-evaluating:1@1"})
+    assert done.returncode == 77 and "Traceback" not in done.stderr, done.stderr
+    assert summary(tmp_path / "run")["status"] == "lost" and (tmp_path / "run" / "checkpoint-000001.h5").exists()
+    assert start(1, "resume", str(tmp_path / "run"), "--quiet").returncode == 0
+    with h5py.File(tmp_path / "run" / "record-001.h5") as file:
+        assert json.loads(file.attrs["start_rows"])["versions"] == 20, "nothing was lost"
+    assert _same(summary(tmp_path / "run")) == _same(ran(1, tmp_path / "whole", HEART[0], *sets))
+
+
 def test_without_fault_tolerance_a_death_ends_the_job(start: Any, summary: Any, tmp_path: Path) -> None:
     words = ("run", HEART[0], "--out", str(tmp_path / "run"), "--quiet")
     done = start(3, *words, env={"FEDSIM_INJECT": "kill:3@1"})

@@ -369,6 +369,49 @@ def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, 
     assert (folder / "record.h5").exists(), "the attempts are joined where that takes no time"
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("n_versions", "inject", "sets"),
+    [
+        (8, "hang-evaluating:1@1", ("evaluation.every_versions=null", "stop.versions=8")),  # the last one
+        (
+            4,  # in the middle of the run: whether version 4 has reached the target has to be known
+            "hang-evaluating:2@1",
+            ("evaluation.lag_versions=0", "stop={versions: 40, target: {metric: accuracy, value: 0.999}}"),
+        ),
+    ],
+)
+def test_a_signal_does_not_wait_for_evaluations(
+    config_path: Path, tmp_path: Path, n_versions: int, inject: str, sets: tuple[str, ...]
+) -> None:
+    """An evaluation that never ends: the record goes on, and the run is stopped within its bound, with a checkpoint."""
+    from tests.unit.test_cli_running import environment, mpirun, own_lines
+
+    options = [word for one in (*sets, "checkpoint.stop_within_s=6", "record.flush_s=0.2") for word in ("--set", one)]
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    words = ["run", str(config_path), "--quiet", *options, "--out"]
+    process = subprocess.Popen(
+        [*mpirun(), "-n", "2", *FEDSIM, *words, str(folder)],
+        env={**environment(), "FEDSIM_INJECT": inject}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(folder / "record-000.h5", process)
+        give_up_s = time.monotonic() + 90
+        while open_run(folder).n_rows("versions") < n_versions and time.monotonic() < give_up_s:
+            time.sleep(0.1)
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGUSR2)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 75 and time.monotonic() - start_s < 12.0, err  # the launcher takes its time, too
+    assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume {folder}"]
+    assert versions_at(folder, checkpoint.numbers(folder)[-1]) == n_versions
+    assert says("resume", folder, "--quiet").exit_code == says(*words, whole).exit_code == 0
+    assert bits(folder) == bits(whole)
+
+
 HOOKED = """
 import sys
 from pathlib import Path

@@ -176,7 +176,8 @@ def _stopped_code(ending: Ending, stop: StopSignals) -> int:
     name = signal.Signals(stop.number).name
     if not ending.is_kept:
         return say(f"stopped by {name}", _SIGNAL_BASE + stop.number)
-    return say(f"stopped by {name}, with a checkpoint; go on: fedsim resume {ending.folder}", EXIT_REQUEUE)
+    what = "before its last state could be kept" if ending.is_late else "with a checkpoint"
+    return say(f"stopped by {name}, {what}; go on: fedsim resume {ending.folder}", EXIT_REQUEUE)
 
 
 # -------------------------------------------------------------------------------------------- the limits

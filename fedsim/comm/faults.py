@@ -1,6 +1,7 @@
 """Trouble on purpose, for tests and studies: what `FEDSIM_INJECT` asks for, one or several between semicolons.
 
-    FEDSIM_INJECT="sleep:0.02"          every worker sleeps before each group, 20 ms on average (exponential)
+    FEDSIM_INJECT="sleep:0.02"          every worker sleeps before each group, 20 ms on average (exponential); out of a
+                                        long sleep it looks now and then whether it is to leave, as it does in training
     FEDSIM_INJECT="sleep:0.02@1,3"      only the workers of rank 1 and 3
     FEDSIM_INJECT="raise:5@2"           the worker of rank 2 raises an exception before its fifth group
     FEDSIM_INJECT="kill:5@2"            it is killed (SIGKILL) before its fifth group; segv: by a segmentation fault;
@@ -26,6 +27,7 @@ from fedsim.seeding import Purpose, generator
 from fedsim.types import Task
 
 VARIABLE = "FEDSIM_INJECT"
+_NAP_S = 0.25  # of a long sleep
 _HOW = "kill|segv|exit|hang|raise"
 _FORM = re.compile(
     rf"(?P<what>sleep|client|nan|(?:{_HOW})(?:-evaluating|-receiving)?):(?P<value>\d+(\.\d*)?|\.\d+)"
@@ -44,9 +46,12 @@ class Trouble:
     def __init__(self) -> None:
         self._at: dict[str, list[Callable[[], None]]] = {"": [], "-evaluating": [], "-receiving": []}
         self._of_clients: list[Callable[[Task], None]] = []
+        self._sleeps: list[Callable[[Callable[[], None]], None]] = []
 
-    def before_group(self, tasks: Sequence[Task]) -> None:
-        """Called with the tasks of a group before it is trained."""
+    def before_group(self, tasks: Sequence[Task], progress: Callable[[], None] = lambda: None) -> None:
+        """Called with the tasks of a group before it is trained; `progress` as in training."""
+        for sleep in self._sleeps:
+            sleep(progress)
         for act in self._at[""]:
             act()
         if self._of_clients:
@@ -73,7 +78,7 @@ class Trouble:
         how, _, when = what.partition("-")
         if what == "sleep":
             draws = generator(0, Purpose.INJECTION, client=rank)
-            self._at[""].append(lambda: sleep(float(draws.exponential(value))))
+            self._sleeps.append(lambda progress: _sleep(float(draws.exponential(value)), sleep, progress))
         elif what in ("client", "nan"):
             self._of_clients.append(_Refusal(int(value), what))
         else:
@@ -126,6 +131,14 @@ class _Refusal:
                 f"loss is nan ({VARIABLE} asked for it)"
             )
         raise RuntimeError(f"{VARIABLE} asked for this exception")
+
+
+def _sleep(seconds: float, sleep: Callable[[float], None], progress: Callable[[], None]) -> None:
+    while seconds > _NAP_S:
+        sleep(_NAP_S)
+        progress()
+        seconds -= _NAP_S
+    sleep(seconds)
 
 
 def _end(how: str, sleep: Callable[[float], None]) -> None:

@@ -122,8 +122,13 @@ def _irecv(comm: MPI.Intracomm, flat: Any, rank: int, piece: int) -> list[MPI.Re
     return [comm.Irecv(flat[start:stop], source=rank) for start, stop in spans(flat.size, piece)]
 
 
+def _hurried(command: Command, evaluates: bool) -> Command:
+    """What is left of a command once the run ends: what changes in what clients keep, and what is asked for."""
+    return command._replace(tasks=(), send=(), evaluate=command.evaluate if evaluates else NO_VERSION)
+
+
 class SentHome(BaseException):
-    """The server said stop in the middle of a training."""
+    """The server said stop, or that the run ends, in the middle of a training."""
 
 
 class Outbox:
@@ -388,6 +393,7 @@ class WorkerChannel:
         self._jobs: deque[Command] = deque()
         self._outbox = Outbox()
         self._stopped = self._comes_again = False
+        self._hurries = False  # nothing is trained any more
 
     def serve(self) -> bool:
         """Works until the server says stop; returns when everything sent has left: whether to begin again with others.
@@ -442,7 +448,7 @@ class WorkerChannel:
     def _progress_in_training(self) -> None:
         """`_progress`; leaves a training that nobody waits for any more."""
         self._progress()
-        if self._stopped:
+        if self._stopped or self._hurries:
             raise SentHome
 
     def _take(self, command: Command) -> None:
@@ -472,6 +478,9 @@ class WorkerChannel:
             start += n
         if command.adopt:
             self._expect(command.adopt, empty_rows(len(command.adopt), self._lengths.state), is_state=True)
+        if command.in_haste:
+            self._hurries = True
+            self._jobs = deque(_hurried(job, evaluates=not command.collect) for job in self._jobs)
         if command.fetch:
             self._jobs.appendleft(Command(fetch=command.fetch))
         if command.tasks or command.evaluate != NO_VERSION or command.settles or command.collect:
@@ -533,6 +542,8 @@ class WorkerChannel:
         self._await_versions(command)
         if self._stopped:
             return
+        if self._hurries:
+            command = _hurried(command, evaluates=True)
         try:
             self._do(command)
         except SentHome:

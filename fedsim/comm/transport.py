@@ -28,7 +28,8 @@ class Command(NamedTuple):
     `send` says for each task whether its update travels at once (the server has room) or is held until fetched.
     What clients keep changes in the order of commands, before anything is evaluated or trained: `commit` and `discard`
     name tasks whose states count from now on, or never will; `adopt` names clients whose states come with the command;
-    `collect` asks for all states.
+    `collect` asks for all states. `in_haste`: the run ends, and nothing is trained any more, neither what is in
+    training nor what waits; with `collect` nothing is evaluated either. What clients keep changes all the same.
     Where workers sum updates themselves, `add` names held ones to be summed, with their `weights`; `total` asks for
     the sum. With `stop` come `shows_stack`, and `comes_again`: a worker that is sent home so begins again with others.
     Where the workers of a node share memory for versions, `places` says for each that is coming where it is
@@ -53,6 +54,7 @@ class Command(NamedTuple):
     total: bool = False
     places: Sequence[int] = ()
     comes_again: bool = False
+    in_haste: bool = False
 
     @property
     def settles(self) -> bool:

@@ -35,7 +35,7 @@ def encode_command(command: Command) -> Bytes:
     """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
     lists = _lists(command)
     stop = command.stop * (1 + 2 * command.shows_stack + 4 * command.comes_again)
-    flags = (command.evaluate, int(command.collect), stop, int(command.total))
+    flags = (command.evaluate, command.collect + 2 * command.in_haste, stop, int(command.total))
     header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
     tasks = TaskTable.of(command.tasks).rows
     tasks["send"] = command.send
@@ -56,7 +56,7 @@ def decode_command(data: Bytes) -> Command:
     send = records["send"].astype(bool).tolist()
     coming, forget, fetch, drop, commit, discard, adopt, add, places = lists
     weights = data[after : after + 8 * len(add)].view("<f8").tolist()
-    last = (bool(collect), bool(stop & 2), add, weights, bool(total), places, bool(stop & 4))
+    last = (bool(collect & 1), bool(stop & 2), add, weights, bool(total), places, bool(stop & 4), bool(collect & 2))
     return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *last)
 
 

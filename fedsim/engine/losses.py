@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedsim.comm.transport import Failed
 from fedsim.config import RunConfig
-from fedsim.errors import ClientError, FedsimError, WorkerError
+from fedsim.errors import ClientError, FedsimError, LostError, StateLostError, WorkerError
 
 Report = Callable[[int, int, int, str, str], None]
 """Told of a failure: worker (its index), client, task (-1: none), kind, text."""
@@ -50,6 +50,13 @@ class Leniency:
 
 
 NONE = Leniency()
+
+
+def lost_with(text: str, n_left: int, keeps_states: bool) -> LostError | None:
+    """The error with which a worker's death ends the attempt, if it does; `text` says who died."""
+    if not n_left:
+        return LostError(f"lost: {text}, and no worker is left")
+    return StateLostError(f"lost: {text}, and what its clients kept") if keeps_states else None
 
 
 def kind_of(message: Failed) -> str:

@@ -71,6 +71,10 @@ class Interrupted(Exception):
         self.in_haste = in_haste
 
 
+class TooLate(Exception):
+    """The state could not be had in the time in which a signal has to be answered."""
+
+
 @dataclass
 class Pulse:
     """What is known of a run while it goes on; handed to whoever watches it."""

@@ -66,8 +66,8 @@ _FAREWELL_S = 2.0  # for the record's end and the process's own
 class Ending:
     """How a run ended: its status, where its record lies, and the error that ended it, if one did.
 
-    `is_kept`: a checkpoint of its end is on the disk. `is_stuck`: some ranks did not end in
-    time. `was_over`: it was to be resumed, and had ended before.
+    `is_kept`: a checkpoint of its end is on the disk; with `is_late` that of an earlier moment, if any. `is_stuck`:
+    some ranks did not end in time. `was_over`: it was to be resumed, and had ended before.
     """
 
     status: str
@@ -75,6 +75,7 @@ class Ending:
     error: FedsimError | None = None
     is_kept: bool = False
     is_stuck: bool = False
+    is_late: bool = False
     was_over: bool = False
 
     @property
@@ -452,7 +453,7 @@ def _serve(
             join(folder)
     server.close()
     is_kept = status in ("stopped", "lost") and attempt.recorded is None
-    return Ending(status, folder, ending.error, is_kept=is_kept, is_stuck=is_stuck)
+    return Ending(status, folder, ending.error, is_kept=is_kept, is_stuck=is_stuck, is_late=server.is_late)
 
 
 def _kept(server: Server, keeper: Checkpoints, error: FedsimError | None) -> FedsimError | None:

@@ -23,7 +23,7 @@ from fedsim.aggregation import Arrival, Rule
 from fedsim.config import RunConfig
 from fedsim.engine.evaluations import Evaluations, Recorder
 from fedsim.engine.making import Left, Merged
-from fedsim.engine.roles import EventSource, Interrupted, Keeper, LiveSchedule, Pulse, Watcher
+from fedsim.engine.roles import EventSource, Interrupted, Keeper, LiveSchedule, Pulse, TooLate, Watcher
 from fedsim.engine.streaming import Begun, Streaming
 from fedsim.engine.summing import Summing
 from fedsim.engine.supply import Supply
@@ -36,6 +36,7 @@ from fedsim.snapshot import Snapshot
 from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Task, Update
 
 _NAN = math.nan
+_TO_END_S = 5.0  # for the workers' end, the record's, and the process's own
 _ATTEND_EVERY_S = 5e-4  # watchers and the record need no more
 _LATER = ("finished", "is_made")  # in a checkpoint since it can be written while evaluations are waited for
 
@@ -66,6 +67,8 @@ class Server:
         streams: bool = False,
     ) -> None:
         self._stop = config.stop
+        stop_within_s = config.checkpoint.stop_within_s
+        self._patience_s = stop_within_s - min(_TO_END_S, 0.5 * stop_within_s)  # with workers, after a signal
         self._on_wall = config.clock == "wall"
         self._summing = Summing.of(config)
         self._drops = config.drops_updates
@@ -96,6 +99,7 @@ class Server:
         self._offset_s = 0.0  # from the attempt's clock to the run's, on the wall clock
         self._is_torn = False  # in the middle of what cannot be gone on with
         self.stopped_s: float | None = None  # when the run was stopped in haste
+        self.is_late = False  # its state could not be had in time
         self.pulse = Pulse()
 
     def run(self, replaying: bool = False) -> str:
@@ -110,8 +114,7 @@ class Server:
             status = self._run_to_stop(self._on_wall and not replaying)
             self._evaluations.finish(self.pulse.version, self.pulse.virtual_s, partial(self._rest, at_end=True))
         except Interrupted:
-            self.stopped_s = self._clock()
-            self._keep()
+            self._keep_in_haste()
             return "stopped"
         self._attend()
         return status
@@ -170,7 +173,7 @@ class Server:
         """What clients keep, as of what was consumed; nothing where they keep nothing."""
         if not self._supply.keeps_states:
             return {}
-        clients, states_nS = self._supply.collect_states()
+        clients, states_nS = self._supply.collect_states(self._while_keeping, self.stopped_s is not None)
         return {"numbers": np.array(clients, dtype=np.int64), "states": states_nS}
 
     def restore(
@@ -244,12 +247,33 @@ class Server:
 
     def _keep_general(self, keeper: Keeper) -> None:
         if self._supply.is_personal:  # an evaluation of later states would be another one
-            self._evaluations.drain()
+            self._evaluations.drain(self._while_keeping)
         self._evaluations.collect()  # a result that is in has let its version go
         tasks = {task.base_version for task in self._unconsumed()}
         needed = {self.pulse.version, *tasks, *self._evaluations.outstanding()}
         self._recorder.flush()
         keeper.keep(self.snapshot(), sorted(needed))
+
+    def _keep_in_haste(self) -> None:
+        """The last checkpoint of a run that a signal stops; the one before stays the last where that takes too long."""
+        self.stopped_s = self._clock()
+        if self._keeper is not None and self._supply.is_personal:  # evaluations come first, and train nothing
+            self._supply.hurry()
+        try:
+            self._keep()
+        except TooLate:
+            self.is_late = True
+
+    def _while_keeping(self) -> None:
+        """While workers are waited for who have what is to be kept: a signal ends that, and begins anew in haste."""
+        if self._clock() - self.pulse.wall_s >= _ATTEND_EVERY_S:
+            self._attend()
+        self._supply.check_living()  # the states of who is left are not all
+        if self.stopped_s is None:
+            if self._stop_requested():
+                raise Interrupted(in_haste=True)
+        elif self._clock() - self.stopped_s > self._patience_s:
+            raise TooLate
 
     def keep_last(self) -> None:
         """Keeps the state that an error has left, if that can be gone on with and no worker is needed for it."""

@@ -61,16 +61,16 @@ class Settling:
         self._collected.append(message)
 
     def is_collected(self, n_workers: int) -> bool:
-        """Whether so many workers have sent all that they have."""
-        return sum(part.is_last for part in self._collected) == n_workers
+        """Whether so many workers have sent all that they have, some perhaps twice: asked again in haste."""
+        return len({part.worker for part in self._collected if part.is_last}) == n_workers
 
     def collection(self) -> tuple[list[int], Float32]:
         """What has come in, once: the clients in ascending order, and their vectors (n, S)."""
         parts, self._collected = self._collected, []
         clients = np.concatenate([np.array(part.clients, dtype=np.int64) for part in parts])
         rows_nS = np.concatenate([part.rows.reshape(len(part.clients), self._n_values) for part in parts])
-        order = np.argsort(clients, kind="stable")
-        return clients[order].tolist(), rows_nS[order]
+        clients, first = np.unique(clients, return_index=True)
+        return clients.tolist(), rows_nS[first]
 
     def dealt(
         self, clients: Sequence[int], states_nS: Float32, host_of: Callable[[int], int]

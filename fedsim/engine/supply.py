@@ -46,7 +46,7 @@ from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.streaming import Begun, begun_of
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import LostError, SilentError, StateLostError
+from fedsim.errors import LostError, SilentError
 from fedsim.schedule.placement import ANY_WORKER, among
 from fedsim.types import Float32, Int64, Task, Update
 
@@ -94,8 +94,7 @@ class Supply:
         self._evaluated: list[Evaluated] = []
         self._evaluating: list[list[int]] = [[] for _ in range(transport.n_workers)]  # versions
         self._settling = settling
-        self._n_server_rows = 0  # here or on the way
-        self._n_unserviced = self._next_worker = 0
+        self._n_server_rows = self._n_unserviced = self._next_worker = 0  # rows: here or on the way
         self._group_s = 0.0  # what training a group takes, as of late
         self._last_sign_s = clock()
         self.n_retrained, self.waiting_s = 0, 0.0
@@ -239,14 +238,19 @@ class Supply:
         """Whether clients are scored by models of their own."""
         return self._settling is not None and self._settling.is_personal
 
-    def collect_states(self) -> tuple[list[int], Float32]:
+    def hurry(self) -> None:
+        """The run ends: workers train nothing any more. Nothing may be posted afterwards that has tasks."""
+        for worker in self._living:
+            self._post(worker, Command(in_haste=True))
+
+    def collect_states(self, while_waiting: Callable[[], None], in_haste: bool) -> tuple[list[int], Float32]:
         """What all clients keep, as of the events consumed so far: clients in ascending order, and vectors (n, S)."""
         assert self._settling is not None
         for worker in self._living:
-            self._post(worker, Command(collect=True))
+            self._post(worker, Command(collect=True, in_haste=in_haste))
         while not self._settling.is_collected(len(self._living)):
             self.listen()
-            self.check_living()  # the states of who is left are not all
+            while_waiting()
         return self._settling.collection()
 
     def adopt_states(self, clients: Sequence[int], states_nS: Float32) -> None:
@@ -477,10 +481,7 @@ class Supply:
         worker = message.worker
         self._report(worker, -1, -1, losses.WORKER_LOST, message.text)
         self._living.remove(worker)
-        if not self._living:
-            self.lost = LostError(f"lost: {message.text}, and no worker is left")
-        elif self._settling is not None:
-            self.lost = StateLostError(f"lost: {message.text}, and what its clients kept")
+        self.lost = losses.lost_with(message.text, len(self._living), self._settling is not None)
         if self.lost is not None:
             return
         self._shelves.lose(worker)

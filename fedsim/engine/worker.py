@@ -99,7 +99,7 @@ class Worker:
         out_GP = empty_rows(len(tasks), self._n_parameters)
         failed: list[Failed] = []
         try:
-            self._trouble.before_group(tasks)
+            self._trouble.before_group(tasks, progress)
             reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
         except (Exception, SystemExit) as error:
             failed.append(self._failed(error, tasks))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +86,48 @@ def test_workers_that_die_with_what_clients_kept_send_the_run_back(
     run = open_run(tmp_path / "n")
     assert [attempt["status"] for attempt in run.attempts] == ["lost"] * (n_attempts - 1) + ["done"]
     assert run.failures.kind.tolist() == ["WorkerLost", "StateLostError"] * (n_attempts - 1)
+
+
+@pytest.mark.parametrize(
+    ("inject", "what"),
+    [
+        ("sleep:1000@1,2", "with a checkpoint"),  # groups that last for long: they are left
+        ("hang:1@1", "before its last state could be kept"),  # a rank that does not answer
+    ],
+)
+def test_a_signal_does_not_wait_for_training(
+    inject: str, what: str, start: Any, ran: Ran, summary: Any, config: Any, tmp_path: Path
+) -> None:
+    """A run that died past its first checkpoint is resumed, stopped at once by a signal, and resumed again."""
+    from tests.unit.test_cli_running import environment, mpirun, own_lines
+
+    sets = ("checkpoint.every_versions=3", "checkpoint.stop_within_s=6")
+    alone, folder = ran(1, tmp_path / "1", config("scaffold"), *sets), tmp_path / "n"
+    words = [word for value in sets for word in ("--set", value)]
+    died = start(3, "run", config("scaffold"), "--out", str(folder), *words, env={"FEDSIM_INJECT": "kill:9@2"})
+    n_before = len(list(folder.glob("checkpoint-*.h5")))
+    assert died.returncode != 0 and n_before, "it died before its first checkpoint"
+    process = subprocess.Popen(
+        [*mpirun(), "-n", "3", sys.executable, "-m", "fedsim", "resume", str(folder), "--quiet"],
+        env={**environment(), "FEDSIM_INJECT": inject}, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        give_up_s = time.monotonic() + 90
+        while not (folder / "record-001.h5").exists() and time.monotonic() < give_up_s:
+            time.sleep(0.1)
+        time.sleep(2.0)
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGUSR2)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 75 and time.monotonic() - start_s < 12.0, err  # the launcher takes its time, too
+    assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, {what}; go on: fedsim resume {folder}"]
+    assert start(2, "resume", str(folder), "--quiet").returncode == 0
+    there = summary(folder)
+    assert there["attempts"] == 3 and {key: there[key] for key in SAME} == {key: alone[key] for key in SAME}
+    assert there["history_sha256"] == alone["history_sha256"]
 
 
 def test_states_need_a_home(start: Callable[..., Any], config: Any) -> None:

@@ -45,7 +45,7 @@ TASKS = st.lists(
 )
 
 
-@given(TASKS, st.data(), *[FEW] * 7, st.integers(-1, 2**63 - 1), st.booleans(), st.booleans())
+@given(TASKS, st.data(), *[FEW] * 7, st.integers(-1, 2**63 - 1), st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_commands(
     tasks: list[Task],
@@ -60,13 +60,15 @@ def test_commands(
     evaluate: int,
     stop: bool,
     collect: bool,
+    in_haste: bool,
 ) -> None:
     send = data.draw(st.lists(st.booleans(), min_size=len(tasks), max_size=len(tasks)))
     added = data.draw(st.lists(st.tuples(NUMBERS, st.floats(0, 1e9)), max_size=6))
     sums = ([number for number, _ in added], [weight for _, weight in added], data.draw(st.booleans()))
     states = (commit, discard, adopt, collect, False)
     places = data.draw(st.lists(st.integers(-1, 2**40), max_size=6))
-    command = Command(tasks, send, coming, forget, fetch, drop, evaluate, stop, *states, *sums, places)
+    lists = (tasks, send, coming, forget, fetch, drop)
+    command = Command(*lists, evaluate, stop, *states, *sums, places, in_haste=in_haste)
     back = wire.decode_command(in_a_buffer(wire.encode_command(command), wire.COMMAND_BYTES))
     assert len(back.tasks) == len(tasks) and all(map(same, back.tasks, tasks))
     assert back[1:] == command[1:]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedsim.bench.launch import SESSIONS
 from fedsim.config import RunConfig
 from fedsim.population.population import Population
 from fedsim.training.plan import learning_rate, plan_steps
@@ -112,6 +116,24 @@ def _task(config: RunConfig, client: int, n_samples: int, **changes: Any) -> Tas
 def _shard(n: int, shape: tuple[int, ...], n_classes: int, seed: int = 0) -> Shard:
     rng = np.random.default_rng(seed)
     return Shard(rng.standard_normal((n, *shape), dtype=np.float32), rng.integers(0, n_classes, n))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_sessions_of_others() -> Iterator[None]:
+    """A folder for the files of mpirun: fixtures that last find none there of one that was killed."""
+    with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
+        os.environ[SESSIONS] = folder
+        yield
+        del os.environ[SESSIONS]
+
+
+@pytest.fixture(autouse=True)
+def no_sessions_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same for each test: some of them kill mpirun, and numbers of processes come again."""
+    folder = tempfile.mkdtemp(prefix="fedsim-")
+    monkeypatch.setenv(SESSIONS, folder)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

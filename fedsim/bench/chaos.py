@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +25,7 @@ import numpy as np
 
 from fedsim import yamltree
 from fedsim.bench.figures import Figure, Report, Target
-from fedsim.bench.launch import Launcher, environment, tail
+from fedsim.bench.launch import SESSIONS, Launcher, environment, tail
 from fedsim.errors import EXIT_LOST, FedsimError, LaunchError
 from fedsim.record.reader import Run, open_run
 from fedsim.seeding import Purpose, generator
@@ -104,7 +106,8 @@ class Chaos:
         program = [sys.executable, "-m", "fedsim", *words, "--quiet", *options]
         self._n_started += 1
         mark = f"{os.getpid()}-{self._n_started}"
-        extra = {MARK: mark, "FEDSIM_INJECT": inject}
+        own = Path(tempfile.mkdtemp(prefix="fedsim-chaos-"))
+        extra = {MARK: mark, "FEDSIM_INJECT": inject, SESSIONS: str(own)}
         with self.log(run).open("ab") as log:
             process = subprocess.Popen(
                 [*self._mpirun, *_TOLERANT, "-n", str(n_ranks), *program],
@@ -114,7 +117,7 @@ class Chaos:
                 env=environment(os.environ, extra),
                 start_new_session=True,
             )
-        return Going(process, mark, run)
+        return Going(process, mark, run, own)
 
     def log(self, run: Path) -> Path:
         """What a run's processes print, all attempts in one file."""
@@ -212,9 +215,11 @@ class Chaos:
 class Going:
     """A process set at work."""
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: str, run: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], mark: str, run: Path, folder: Path | None = None) -> None:
+        """`folder`, if there is one, is where its mpirun keeps its files; it is removed at the end."""
         self.process = process
         self.run = run
+        self._folder = folder
         self._mark = f"{MARK}={mark}".encode()
         self._start_s = time.monotonic()
 
@@ -263,6 +268,7 @@ class Going:
     def wait(self) -> float:
         """The seconds that it took from its start to its end. Raises TimeoutExpired."""
         self.process.wait(max(1.0, TIMEOUT_S - (time.monotonic() - self._start_s)))
+        self._clear()
         return time.monotonic() - self._start_s
 
     def end(self) -> None:
@@ -273,6 +279,11 @@ class Going:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def problems(run: Run, summary: Mapping[str, Any]) -> list[str]:

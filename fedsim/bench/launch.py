@@ -26,6 +26,9 @@ from fedsim.errors import LaunchError, RecordError
 from fedsim.record.reader import Run, open_run
 
 MPIRUN = "FEDSIM_MPIRUN"
+# Where Open MPI's mpirun keeps its files, in a folder by its process number. One that was killed leaves that, and the
+# next mpirun of the same number ends with 213 for it.
+SESSIONS = "PRTE_MCA_prte_tmpdir_base"
 TIMEOUT_S = 3600.0  # a run that takes longer than this hangs
 _KILL_AFTER_S = 15.0
 _OPEN_MPI = ("Open MPI", "OpenRTE", "PRRTE", "prterun")

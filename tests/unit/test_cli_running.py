@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from fedsim.bench.launch import SESSIONS
 from fedsim.cli import cli
 
 FEDSIM = (sys.executable, "-m", "fedsim")
@@ -43,7 +44,7 @@ def mpirun() -> list[str]:
 
 def environment() -> dict[str, str]:
     launchers = ("OMPI_", "PMI", "PRTE", "SLURM")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    clean = {name: value for name, value in os.environ.items() if name == SESSIONS or not name.startswith(launchers)}
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return {**clean, **root, "OMP_NUM_THREADS": "1"}
 

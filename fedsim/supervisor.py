@@ -217,7 +217,7 @@ def supervise(job: Job, launcher: Launcher, is_fresh: bool) -> int:
     hosts: Sequence[Host] = ()
     with Signals() as signals:
         for attempt in range(1, job.n_attempts + 1):
-            resumes = not is_fresh or (attempt > 1 and has_record(job.folder))
+            resumes = not is_fresh or (attempt > 1 and newest_record(job.folder) >= 0)
             if attempt > 1 and job.hosts:
                 hosts = living(launcher, job.hosts)
                 if not hosts:
@@ -312,28 +312,26 @@ def _is_silent(job: Job, started_s: float) -> bool:
 # ------------------------------------------------------------------------------------------------ judging
 
 
-def has_record(folder: Path) -> bool:
-    """Whether an attempt got as far as a record."""
-    return any(folder.glob("record-*.h5"))
+def newest_record(folder: Path) -> int:
+    """The number of the newest attempt that got as far as a record; -1 if none did."""
+    from fedsim.record.pieces import attempt_numbers
+
+    try:
+        return max(attempt_numbers(folder), default=-1)
+    except errors.RecordError:
+        return -1
 
 
 def status_of(folder: Path) -> str:
     """The status of a run's last attempt, `running` if it was killed; `none` without a record."""
     from fedsim.record.reader import Run
 
-    if not has_record(folder):
+    if newest_record(folder) < 0:
         return "none"
     try:
         return Run(folder, joined=False).status
     except errors.FedsimError:
         return "unreadable"
-
-
-def newest_record(folder: Path) -> int:
-    """The number of the newest attempt's record; -1 without one."""
-    from fedsim.record.pieces import attempt_numbers
-
-    return max(attempt_numbers(folder), default=-1) if has_record(folder) else -1
 
 
 def status_since(folder: Path, before: int) -> str:

@@ -234,16 +234,12 @@ def signs_of_life(record: Path) -> str:
 
 def _lockable(record: Path) -> int:
     """A descriptor to ask for a record's lock with: NFS gives an exclusive one only to who may write (EBADF else)."""
+    with contextlib.suppress(OSError):
+        return opened(record, os.O_RDWR)
     try:
-        descriptor = opened(record)
+        return opened(record)
     except OSError as error:
         raise RecordError(f"{record}: {error.strerror or error}") from error
-    try:
-        writable = os.open(record, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return descriptor
-    os.close(descriptor)
-    return writable
 
 
 def _check_dead(record: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsim.jobs.machine import Machine
+from fedsim.record.pieces import attempt_name
 
-FIRST_RECORD = "record-000.h5"
 _SUPERVISED = """
 # The supervisor starts again what died, on the nodes that are left. mpirun is not in this script's process group: USR2
 # reaches every rank through the supervisor; they write a checkpoint, and all ends with 75.
@@ -107,7 +107,7 @@ def _environment(machine: Machine) -> list[str]:
 
 def _words(job: Job, machine: Machine) -> list[str]:
     """Shell lines that set `words`: what is to be run, or gone on with. Without a record it is run, into its folder."""
-    run, record = shlex.quote(job.run), shlex.quote(f"{job.run}/{FIRST_RECORD}")
+    run, record = shlex.quote(job.run), shlex.quote(f"{job.run}/{attempt_name(0)}")
     first = [job.config, "--out", job.run, *(word for value in job.overrides for word in ("--set", value))]
     begin, go_on = ("run ", "resume ") if machine.launcher == "srun" else ("", "")  # the supervisor tells by itself
     return [

@@ -28,9 +28,9 @@ _VERSION = 3
 _MASK = 0xFFFFFFFF
 
 
-def opened(path: Path) -> int:
-    """A descriptor for reading a regular file. `OSError` for anything else: a pipe would keep us waiting for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def opened(path: Path, access: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file. `OSError` for anything else: a pipe would keep us waiting for ever."""
+    descriptor = os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)

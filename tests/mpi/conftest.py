@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedsim.bench.launch import SESSIONS
+from tests.unit.test_cli_running import environment
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 500
@@ -26,10 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    announced = ("OMPI_", "PMI", "PRTE", "SLURM", "FEDSIM_INJECT")
-    clean = {name: value for name, value in os.environ.items() if name == SESSIONS or not name.startswith(announced)}
-    threads = {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return clean | threads | dict(extra)
+    clean = {name: value for name, value in environment().items() if name != "FEDSIM_INJECT"}
+    return clean | dict(extra)
 
 
 def _open_mpi() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -99,7 +97,7 @@ def test_a_signal_does_not_wait_for_training(
     inject: str, what: str, start: Any, ran: Ran, summary: Any, config: Any, tmp_path: Path
 ) -> None:
     """A run that died past its first checkpoint is resumed, stopped at once by a signal, and resumed again."""
-    from tests.unit.test_cli_running import environment, mpirun, own_lines
+    from tests.unit.test_cli_running import environment, mpirun, own_lines, stopped
 
     sets = ("checkpoint.every_versions=3", "checkpoint.stop_within_s=6")
     alone, folder = ran(1, tmp_path / "1", config("scaffold"), *sets), tmp_path / "n"
@@ -111,18 +109,15 @@ def test_a_signal_does_not_wait_for_training(
         [*mpirun(), "-n", "3", sys.executable, "-m", "fedsim", "resume", str(folder), "--quiet"],
         env={**environment(), "FEDSIM_INJECT": inject}, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    try:
+
+    def get_ready() -> None:
         give_up_s = time.monotonic() + 90
         while not (folder / "record-001.h5").exists() and time.monotonic() < give_up_s:
             time.sleep(0.1)
         time.sleep(2.0)
-        start_s = time.monotonic()
-        process.send_signal(signal.SIGUSR2)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 75 and time.monotonic() - start_s < 12.0, err  # the launcher takes its time, too
+
+    seconds, err = stopped(process, get_ready)
+    assert process.returncode == 75 and seconds < 12.0, err  # the launcher takes its time, too
     assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, {what}; go on: fedsim resume {folder}"]
     assert start(2, "resume", str(folder), "--quiet").returncode == 0
     there = summary(folder)

@@ -346,7 +346,7 @@ def test_a_run_that_comes_to_life_while_another_plans_is_left_alone(
 @pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
 def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, n_ranks: int) -> None:
     """Tasks of ten million steps, minutes each: the run is stopped all the same, with a checkpoint."""
-    from tests.unit.test_cli_running import environment, mpirun, own_lines
+    from tests.unit.test_cli_running import environment, mpirun, own_lines, stopped
 
     folder = tmp_path / "long"
     launcher = [*mpirun(), "-n", str(n_ranks)] if n_ranks > 1 else []
@@ -354,16 +354,13 @@ def test_a_signal_does_not_wait_for_training(config_path: Path, tmp_path: Path, 
     process = subprocess.Popen(
         [*launcher, *FEDSIM, *words], env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    try:
+
+    def get_ready() -> None:
         wait_for(folder / "record-000.h5", process)
         time.sleep(1.0)
-        start_s = time.monotonic()
-        process.send_signal(signal.SIGUSR2)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 75 and time.monotonic() - start_s < 30.0
+
+    seconds, err = stopped(process, get_ready)
+    assert process.returncode == 75 and seconds < 30.0
     assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume {folder}"]
     assert summary(folder)["status"] == "stopped" and len(checkpoint.numbers(folder)) == 1
     assert (folder / "record.h5").exists(), "the attempts are joined where that takes no time"
@@ -385,7 +382,7 @@ def test_a_signal_does_not_wait_for_evaluations(
     config_path: Path, tmp_path: Path, n_versions: int, inject: str, sets: tuple[str, ...]
 ) -> None:
     """An evaluation that never ends: the record goes on, and the run is stopped within its bound, with a checkpoint."""
-    from tests.unit.test_cli_running import environment, mpirun, own_lines
+    from tests.unit.test_cli_running import environment, mpirun, own_lines, stopped
 
     options = [word for one in (*sets, "checkpoint.stop_within_s=6", "record.flush_s=0.2") for word in ("--set", one)]
     folder, whole = tmp_path / "run", tmp_path / "whole"
@@ -394,18 +391,15 @@ def test_a_signal_does_not_wait_for_evaluations(
         [*mpirun(), "-n", "2", *FEDSIM, *words, str(folder)],
         env={**environment(), "FEDSIM_INJECT": inject}, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    try:
+
+    def get_ready() -> None:
         wait_for(folder / "record-000.h5", process)
         give_up_s = time.monotonic() + 90
         while open_run(folder).n_rows("versions") < n_versions and time.monotonic() < give_up_s:
             time.sleep(0.1)
-        start_s = time.monotonic()
-        process.send_signal(signal.SIGUSR2)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 75 and time.monotonic() - start_s < 12.0, err  # the launcher takes its time, too
+
+    seconds, err = stopped(process, get_ready)
+    assert process.returncode == 75 and seconds < 12.0, err  # the launcher takes its time, too
     assert own_lines(err) == [f"fedsim: stopped by SIGUSR2, with a checkpoint; go on: fedsim resume {folder}"]
     assert versions_at(folder, checkpoint.numbers(folder)[-1]) == n_versions
     assert says("resume", folder, "--quiet").exit_code == says(*words, whole).exit_code == 0

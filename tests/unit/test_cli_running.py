@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,22 @@ def finished(command: list[str], folder: Path, timeout_s: float = 120.0) -> subp
 def own_lines(text: str) -> list[str]:
     """What fedsim printed, without the launcher's own words."""
     return [line for line in text.splitlines() if line.startswith(("fedsim:", "###"))]
+
+
+def stopped(process: subprocess.Popen[str], get_ready: Callable[[], object]) -> tuple[float, str]:
+    """How long the ranks of a process take to end by SIGUSR2, sent once all is ready, and what they say.
+
+    What does not end is killed with its children, and fails the test.
+    """
+    try:
+        get_ready()
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGUSR2)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return time.monotonic() - start_s, err
 
 
 def summary(folder: Path) -> dict[str, object]:

@@ -116,6 +116,9 @@ class Twin:
 
     def __init__(self, machine: Machine, job: Job, seed: int = 0) -> None:
         self._machine, self._job = machine, job
+        self._copied_s = job.group * job.update_bytes * machine.message_byte_s  # of a reply
+        self._sent_s = job.model_bytes * job.wire * machine.message_byte_s  # of a version
+        self._consumed_s = job.group * update_cost_s(machine, job)
         self._draws = generator(seed, Purpose.INJECTION)  # as delays that are injected into the engine
         self._block: deque[float] = deque()
         self._now_s = 0.0
@@ -192,10 +195,9 @@ class Twin:
         while self._asleep and (not self._replies or self._asleep[0][0] < self._replies[0][0]):
             self._wake()
         sent_s, _, worker, group = heapq.heappop(self._replies)
-        copied_s = self._job.group * self._job.update_bytes * self._machine.message_byte_s
-        self._link_in_s = max(self._link_in_s, sent_s) + copied_s
+        self._link_in_s = max(self._link_in_s, sent_s) + self._copied_s
         self._now_s = max(self._now_s, self._link_in_s + self._machine.latency_s)
-        self._works(self._machine.group_s + copied_s)
+        self._works(self._machine.group_s + self._copied_s)
         has = self._workers[worker].n_groups = self._workers[worker].n_groups - 1
         self._wanting[has].append(worker)
         if self._job.is_ordered:
@@ -209,7 +211,7 @@ class Twin:
         self._post()
 
     def _consume(self, due_s: float) -> None:
-        self._works(self._job.group * update_cost_s(self._machine, self._job))
+        self._works(self._consumed_s)
         self._n_done += self._job.group
         self._dispatch(due_s)
 
@@ -225,12 +227,12 @@ class Twin:
                 self._post_group(wanting.popleft())
 
     def _post_group(self, index: int) -> None:
-        machine, job, worker = self._machine, self._job, self._workers[index]
+        machine, worker = self._machine, self._workers[index]
         _, number, base = heapq.heappop(self._ready)
         sent_s = 0.0
         if base > worker.known:
             worker.known = base
-            sent_s = job.model_bytes * job.wire * machine.message_byte_s
+            sent_s = self._sent_s
             self._works(sent_s)
         worker.n_groups += 1
         if worker.n_groups < _N_GROUPS:

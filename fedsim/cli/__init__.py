@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from fedsim.errors import EXIT_BUG, EXIT_DONE, EXIT_USAGE, FedsimError, nearest
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE: nobody reads what we print
+_HEARD_S = 2.0  # for the rank that speaks: once one has ended with an error, the launcher kills the others
 
 # Where each command is, in the order in which they are listed.
 COMMANDS = {
@@ -117,6 +119,8 @@ def say(text: str, code: int) -> int:
 
     if speaks(os.environ):
         click.echo(f"fedsim: {text}", err=True)
+    elif "mpi4py.MPI" not in sys.modules:  # ranks that have met leave together
+        time.sleep(_HEARD_S)
     return code
 
 

@@ -211,6 +211,13 @@ def test_expected_errors_are_told_once(config_path: Path, tmp_path: Path, words:
     assert len(own_lines(done.stderr)) == 1 and done.stdout == "" and "Traceback" not in done.stderr
 
 
+@pytest.mark.mpi
+def test_a_rank_that_is_late_is_heard_before_the_launcher_kills_it(tmp_path: Path) -> None:
+    late = ["sh", "-c", 'sleep 1; exec "$@"', "sh", *FEDSIM, "runn"]
+    done = finished([*mpirun(), "-n", "1", *late, ":", "-n", "1", *FEDSIM, "runn"], tmp_path)
+    assert done.returncode == 2 and len(own_lines(done.stderr)) == 1, done.stderr
+
+
 FAILING = """
 import sys
 from fedsim.cli import main

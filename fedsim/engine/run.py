@@ -28,6 +28,7 @@ from fedsim.engine.checkpoints import Checkpoints
 from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_join, status_of
 from fedsim.engine.evaluations import Evaluations
 from fedsim.engine.following import ServerWithLane
+from fedsim.engine.heap import settled_heap
 from fedsim.engine.lane import lane_of
 from fedsim.engine.launching import World, headline, why_not_survivable
 from fedsim.engine.losses import Leniency
@@ -369,7 +370,7 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
             return _serve(made, begun, attempt, caller, transport, clock, watch)
         worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
         survives = not why_not_survivable(caller.world, os.environ)
-        with watch, noticed_exits(headline(caller.world)) if survives else nullcontext():
+        with watch, settled_heap(), noticed_exits(headline(caller.world)) if survives else nullcontext():
             return WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
 
 
@@ -436,7 +437,8 @@ def _serve(
     try:
         with watch, closing(transport, watch, lambda: _patience_s(made, server, clock)):
             _restore(server, keeper, made, begun)
-            status = server.run(replaying=attempt.recorded is not None)
+            with settled_heap():
+                status = server.run(replaying=attempt.recorded is not None)
     except FedsimError as ended:
         is_stuck = status == "stopped" or isinstance(ended, StuckError)  # the run has ended; its ranks have not
         if status != "stopped":

@@ -1,0 +1,28 @@
+"""Python's search for cycles, kept away from what lasts as long as a run.
+
+Libraries, plan and model are a few hundred thousand objects, none of which goes while a run lasts. Each search that
+passes through them costs milliseconds, and leaves the core's caches cold: a twentieth of the time of runs of small
+models. What a run makes itself is without cycles but for errors, so the search may be rare.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_YOUNG = 50_000  # objects more than have gone, at which the youngest are searched; a group makes Python's own 700
+
+
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """What there is now is not searched inside, and what comes is searched less often; afterwards all is as before."""
+    before, is_outermost = gc.get_threshold(), gc.get_freeze_count() == 0
+    gc.freeze()
+    gc.set_threshold(_YOUNG, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        if is_outermost:
+            gc.unfreeze()

@@ -1,0 +1,20 @@
+"""The search for cycles leaves alone what lasts as long as a run, and is afterwards as it was."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from fedsim.engine.heap import settled_heap
+
+
+def test_what_was_there_is_not_searched_inside() -> None:
+    threshold, n_frozen = gc.get_threshold(), gc.get_freeze_count()
+    with pytest.raises(ZeroDivisionError), settled_heap():
+        assert gc.get_freeze_count() > n_frozen + 1000 and gc.get_threshold()[0] > threshold[0]
+        with settled_heap():
+            pass
+        assert gc.get_freeze_count() > n_frozen + 1000, "the outer one's"
+        raise ZeroDivisionError
+    assert gc.get_threshold() == threshold and gc.get_freeze_count() == n_frozen

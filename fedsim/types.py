@@ -6,7 +6,7 @@ Units too: `_s` seconds, `_bytes`; counts start with `n_`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Row = NDArray[Any]  # an update as it travels: float32 (P,), or the bytes of an encoded one
+Rows = Float32 | Sequence[Float32]  # vectors (P,), together as (G, P) or each wherever it lies
 Targets = Literal["classes", "values", "survival"]  # what the samples of a data set are labelled with
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedsim.config import RunConfig
-from fedsim.types import Float32, Task, TaskReport
+from fedsim.types import Float32, Rows, Task, TaskReport
 from fedsim.userfiles import UserFunction
 
 if TYPE_CHECKING:
@@ -25,20 +25,24 @@ Payload = Literal["delta", "model"]
 
 
 class Trainer(Protocol):
-    """A way of training groups of tasks; `path` names it in the record, `group_size` is how many it wants at once."""
+    """A way of training groups of tasks; `path` names it in the record, `group_size` is how many it wants at once.
+
+    `takes_rows`: it writes to rows that lie apart, too.
+    """
 
     path: str
     group_size: int
+    takes_rows: bool
 
     def train(
         self,
         tasks: Sequence[Task],
         base_of: Callable[[int], Float32],
-        out_GP: Float32,
+        out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
-        """The reports of `tasks`, whose updates it writes to the rows of `out_GP`, float32 (G, P).
+        """The reports of `tasks`, whose updates it writes to `out`: float32 (G, P), or rows that lie apart.
 
         `base_of(version)` is that version's vector, float32 (P,), which is only read. `progress` is called every
         millisecond or so between steps, so that messages move meanwhile. `linear_GP` holds the slope of a linear term

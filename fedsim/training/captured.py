@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fedsim.config import TrainingConfig
 from fedsim.errors import ConfigError
 from fedsim.training.device import require_cuda
+from fedsim.training.flat import Flat
 from fedsim.training.fused.graph import UnsupportedError
 from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.groupbatches import Batch
@@ -94,9 +95,9 @@ class CapturedMachine:
     def _record(self) -> None:
         machine = self._machine
         n, n_parameters = machine.n_slots, machine.weights.n_values
-        none = torch.zeros((1, n_parameters)).expand(n, -1)
+        none = Flat([np.zeros(n_parameters, np.float32)] * n)
         nobody = Keys(0, np.zeros(n, np.int64), np.zeros(n, np.int64), [1] * n)
-        machine.start(none, torch.zeros((n, 1)), nobody, none if machine.has_linear else None)
+        machine.start(none, torch.zeros((n, 1)), nobody, none.tensor() if machine.has_linear else None)
         machine.prepare(n)
         self._graph.record(self._step)
         self.n_recorded += 1
@@ -110,9 +111,9 @@ class CapturedMachine:
         )
         self._machine.take(Batch(x_GBF, targets_GB, scale_GB, self._pieces_GB, batches.n_features))
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
-        self._machine.start(base_GP, rates_G1, keys, linear_GP)
+        self._machine.start(base, rates_G1, keys, linear_GP)
 
     def begin_block(self, n_slots: int, n_block: int) -> None:
         """See `fedsim.training.group.Machine.begin_block`."""
@@ -134,13 +135,13 @@ class CapturedMachine:
         """See `fedsim.training.group.Machine.sample_losses`."""
         return self._machine.sample_losses(n_slots, n_steps)
 
-    def read(self, first: int, out_GP: Tensor) -> None:
+    def read(self, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.read`."""
-        self._machine.read(first, out_GP)
+        self._machine.read(first, out)
 
-    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
+    def subtract(self, base: Flat, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.subtract`."""
-        self._machine.subtract(base_GP, first, out_GP)
+        self._machine.subtract(base, first, out)
 
 
 def build(

@@ -23,17 +23,19 @@ from fedsim.training.batches import numbers_of
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
+from fedsim.training.flat import Flat
 from fedsim.training.groupbatches import Feed, GroupBatches
 from fedsim.training.noise import Keys
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
-from fedsim.types import Float32, Float64, Int64, Task, TaskReport
+from fedsim.types import Float32, Float64, Int64, Rows, Task, TaskReport
 
 if TYPE_CHECKING:
     from fedsim.population.population import Population
 
 _PROGRESS_S = 1e-3
+_LARGE_BYTES = 2**17  # of an update: below it calls take longer than memory
 
 
 class Machine(Protocol):
@@ -42,8 +44,8 @@ class Machine(Protocol):
     batches: GroupBatches
     carries_rate: bool
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
-        """Takes new clients: their base vectors and learning rates; the rows may be one row repeated.
+    def start(self, base: Flat, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
+        """Takes new clients: their base vectors, which stay as they are until all are through, and learning rates.
 
         `keys` are those of their masks. `linear_GP` is what is added to each of their gradients, if the machine was
         built with `has_linear`.
@@ -61,11 +63,11 @@ class Machine(Protocol):
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """The loss of each sample of the block, float64 (n_slots, n_steps, B), before each step."""
 
-    def read(self, first: int, out_GP: Tensor) -> None:
-        """Writes the weights of slots `first` and on to the rows of `out_GP`."""
+    def read(self, first: int, out: Flat) -> None:
+        """Writes the weights of slots `first` and on to `out`."""
 
-    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
-        """Writes weights less base of slots `first` and on to the rows of `out_GP`."""
+    def subtract(self, base: Flat, first: int, out: Flat) -> None:
+        """Writes weights less base of slots `first` and on to `out`."""
 
 
 class GroupTrainer:
@@ -74,6 +76,8 @@ class GroupTrainer:
     It computes on one thread, whatever torch is set to: how a product is cut for several threads depends on the number
     of tasks, and with it a client's bits would.
     """
+
+    takes_rows = True
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class GroupTrainer:
         self,
         tasks: Sequence[Task],
         base_of: Callable[[int], Float32],
-        out_GP: Float32,
+        out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
@@ -118,7 +122,7 @@ class GroupTrainer:
             for start in range(0, len(tasks), self.group_size):
                 part = slice(start, start + self.group_size)
                 linear = None if linear_GP is None else linear_GP[part]
-                slots = _Slots(tasks[part], base_of, out_GP[part], linear)
+                slots = _Slots(tasks[part], base_of, out[part], linear)
                 reports += self._train_group(tasks[part], slots, progress)
         return reports
 
@@ -130,7 +134,7 @@ class GroupTrainer:
             for i, shard in enumerate(shards):
                 full_G2[i, 0] = self._full_loss(slots.vector(i), shard)
         losses_G2, bad_steps_G = self._fit(slots, shards, progress)
-        norms_G = slots.finish(self._payload)
+        norms_G = slots.norms()
         if self._full is not None:
             for i, shard in enumerate(shards):
                 full_G2[i, 1] = self._full_loss(slots.trained(i, self._payload), shard)
@@ -160,7 +164,7 @@ class GroupTrainer:
         machine, tasks = self._machine, slots.tasks
         numbers, seed, rates_G1 = slots.numbers, self._config.seed, slots.rates_G1
         keys = Keys(seed, numbers.clients_G, numbers.tasks_G, slots.n_steps)
-        machine.start(slots.base_GP, slots.rates(machine.batches.scale_GKB), keys, slots.linear_GP)
+        machine.start(slots.base, slots.rates(machine.batches.scale_GKB), keys, slots.linear_GP)
         rates_G = rates_G1[:, 0] if machine.carries_rate else np.ones(len(tasks))
         feed = Feed(machine.batches, self._training, seed, numbers, shards, rates_G)
         losses_G2 = np.full((len(tasks), 2), math.nan)
@@ -221,7 +225,7 @@ class _Slots:
         self,
         tasks: Sequence[Task],
         base_of: Callable[[int], Float32],
-        out_GP: Float32,
+        out: Rows,
         linear_GP: Float32 | None = None,
     ) -> None:
         n_steps, n = [task.n_steps for task in tasks], len(tasks)
@@ -234,16 +238,9 @@ class _Slots:
             self.slot_of = np.argsort(order).tolist()
         self.numbers = numbers_of(self.tasks)
         self.rates_G1 = np.array([[task.learning_rate] for task in self.tasks])
-        self._is_direct = self._order is None and bool(out_GP.flags.c_contiguous)
-        self._given_GP = out_GP
-        self._out_GP = out_GP if self._is_direct else np.empty_like(out_GP, order="C")
-        self._out = torch.from_numpy(self._out_GP)
-        self._bases = [base_of(task.base_version) for task in self.tasks]
-        self._is_shared = all(base is self._bases[0] for base in self._bases)
-        self._base_GP = self._bases[0][None] if self._is_shared else np.stack(self._bases)
-        if not self._base_GP.flags.writeable:
-            self._base_GP = self._base_GP.copy()  # torch warns of memory that it may not write
-        self.base_GP = torch.from_numpy(self._base_GP).expand(n, -1)
+        self.base = Flat([base_of(task.base_version) for task in self.tasks])
+        self._out = Flat(out if self._order is None else [out[i] for i in self._order])
+        self._norms_G = np.full(n, math.nan)
         self.linear_GP = None
         if linear_GP is not None:
             self.linear_GP = torch.from_numpy(linear_GP if self._order is None else linear_GP[self._order])
@@ -254,26 +251,29 @@ class _Slots:
 
     def vector(self, slot: int) -> Float32:
         """The base of a slot's task, (P,)."""
-        return self._bases[slot]
+        vector_P: Float32 = self.base.vectors[slot]
+        return vector_P
 
     def write(self, machine: Machine, first: int, stop: int, payload: Payload) -> None:
-        """Writes what the tasks of some slots came to."""
-        if payload == "delta":
-            machine.subtract(self.base_GP[first:stop], first, self._out[first:stop])
-        else:
-            machine.read(first, self._out[first:stop])
+        """Writes what the tasks of some slots came to, and takes the norms of what changed: of large updates while they
+        are still in the core's cache."""
+        n = 1 if self.base.vectors[0].nbytes >= _LARGE_BYTES else stop - first
+        for start in range(first, stop, n):
+            base, out = self.base.part(start, start + n), self._out.part(start, start + n)
+            if payload == "delta":
+                machine.subtract(base, start, out)
+            else:
+                machine.read(start, out)
+            self._norms_G[start : start + n] = update_norms(out, None if payload == "delta" else base)
 
-    def finish(self, payload: Payload) -> Float64:
-        """The norms of what training changed (G,), by slot; all rows are where they were asked for."""
-        norms_G = update_norms(self._out_GP, None if payload == "delta" else self._base_GP)
-        if not self._is_direct:
-            self._given_GP[slice(None) if self._order is None else self._order] = self._out_GP
-        return norms_G
+    def norms(self) -> Float64:
+        """The norms of what training changed (G,), by slot; nan for what is not written."""
+        return self._norms_G
 
     def trained(self, slot: int, payload: Payload) -> Float32:
         """The trained weights of a slot's task, (P,)."""
-        row_P = self._out_GP[slot]
-        vector_P: Float32 = row_P if payload == "model" else (self._bases[slot] + row_P).astype(np.float32)
+        row_P: Float32 = self._out.vectors[slot]
+        vector_P: Float32 = row_P if payload == "model" else (self.vector(slot) + row_P).astype(np.float32)
         return vector_P
 
 

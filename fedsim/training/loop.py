@@ -21,7 +21,7 @@ from fedsim.training.finite import require_finite
 from fedsim.training.own import OwnObjective
 from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Finisher, Weights
-from fedsim.types import Float32, Task, TaskReport
+from fedsim.types import Float32, Rows, Task, TaskReport
 from fedsim.userfiles import UserFunction
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class LoopTrainer:
     """
 
     path = "loop"
+
+    takes_rows = True
 
     def __init__(
         self,
@@ -78,17 +80,17 @@ class LoopTrainer:
         self,
         tasks: Sequence[Task],
         base_of: Callable[[int], Float32],
-        out_GP: Float32,
+        out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
         """See `fedsim.training.Trainer.train`."""
-        assert out_GP.shape == (len(tasks), self._weights.layout.n_parameters)
+        assert len(out) == len(tasks) and out[0].size == self._weights.layout.n_parameters
         reports = []
         for i, task in enumerate(tasks):
             if linear_GP is not None:
                 self._take(self._weights.split(linear_GP[i]))
-            reports.append(self._train_task(task, base_of(task.base_version), out_GP[i], progress))
+            reports.append(self._train_task(task, base_of(task.base_version), out[i], progress))
         return reports
 
     def _take(self, vectors: Sequence[Tensor]) -> None:

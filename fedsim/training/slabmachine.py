@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import TrainingConfig
+from fedsim.training.flat import Flat
 from fedsim.training.fused import optimizers
 from fedsim.training.fused.memory import Places
 from fedsim.training.groupbatches import Batch, GroupBatches
@@ -62,10 +63,10 @@ class SlabMachine:
         self._n_at_work = 0
         self._batch = lru_cache(_MOST_KEPT)(self.batches.at)
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
-        n_slots = base_GP.shape[0]
-        self.weights.load(self._here(base_GP))
+        n_slots = len(base)
+        self.weights.load(base)
         self._rates_G1[:n_slots] = rates_G1
         linear = None if linear_GP is None else self._here(linear_GP)
         self.stepper.start(n_slots, self._rates_G1, linear)
@@ -113,26 +114,16 @@ class SlabMachine:
     def end_block(self, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.end_block`."""
 
-    def read(self, first: int, out_GP: Tensor) -> None:
+    def read(self, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.read`."""
-        if self.batches.is_on_host:
-            self.weights.read(first, out_GP)
-            return
-        rows_GP = torch.empty_like(out_GP, device=self._rates_G1.device)
-        self.weights.read(first, rows_GP)
-        out_GP.copy_(rows_GP)  # one transfer for all parameters
+        self.weights.read(first, out)
 
-    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
+    def subtract(self, base: Flat, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.subtract`."""
-        if self.batches.is_on_host:
-            self.weights.subtract(base_GP, first, out_GP)
-            return
-        rows_GP = torch.empty_like(out_GP, device=self._rates_G1.device)
-        self.weights.subtract(self._here(base_GP), first, rows_GP)
-        out_GP.copy_(rows_GP)
+        self.weights.subtract(base, first, out)
 
-    def _here(self, base_GP: Tensor) -> Tensor:
+    def _here(self, vectors_GP: Tensor) -> Tensor:
         """Vectors on the device of the weights; one that is given for all slots is sent once."""
-        if base_GP.stride(0) == 0:
-            return base_GP[:1].to(self._rates_G1.device).expand(base_GP.shape)
-        return base_GP.to(self._rates_G1.device)
+        if vectors_GP.stride(0) == 0:
+            return vectors_GP[:1].to(self._rates_G1.device).expand(vectors_GP.shape)
+        return vectors_GP.to(self._rates_G1.device)

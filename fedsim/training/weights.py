@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.layout import Layout, tensors_of
+from fedsim.training.flat import Flat
 from fedsim.types import Float32, Float64
 
-_CHUNK = 1024
 _BLOCK = 32768  # elements that are worked on at once: three such arrays stay in a core's own cache
 
 
@@ -99,19 +98,14 @@ class Finisher:
         return math.sqrt(squares)
 
 
-def update_norms(rows_GP: NDArray[np.floating], base_GP: NDArray[np.floating] | None) -> Float64:
-    """The Euclidean norms of vectors (G, P), or of their differences from a base, (G, P) or (1, P): float64 (G,).
+def update_norms(rows: Flat, base: Flat | None) -> Float64:
+    """The Euclidean norms of vectors, or of their differences from a base each: float64 (G,).
 
-    Squares are added up in the vectors' own type over `_CHUNK` values, and in float64 over chunks: five times as fast
-    as in float64 throughout, and as exact as the values are. A row's norm does not depend on the other rows.
+    A vector's norm does not depend on the others.
     """
-    rows = torch.from_numpy(rows_GP)
-    rows = rows if base_GP is None else rows - torch.from_numpy(base_GP)
-    (n_rows, n), (stride, one) = rows.shape, rows.stride()
-    n_chunks, rest = divmod(n, _CHUNK)
-    chunks = rows.as_strided((n_rows, n_chunks, _CHUNK), (stride, _CHUNK * one, one))
-    last = rows.as_strided((n_rows, rest), (stride, one), n_chunks * _CHUNK * one)
-    each, last_G = (torch.linalg.vector_norm(part, dim=-1).numpy() for part in (chunks, last))
-    result: Float64 = np.square(each, dtype=np.float64).sum(axis=1)
-    result += np.square(last_G, dtype=np.float64)
-    return np.sqrt(result, out=result)
+    from fedsim.training.fused import moving  # compiled code takes a while to load
+
+    one: Any = rows.dtype.type(1)
+    base_G, norms_G = np.empty(0, np.int64) if base is None else base.addresses_G, np.empty(len(rows))
+    moving.norms(one, rows.addresses_G, base_G, rows.vectors[0].size, norms_G)
+    return norms_G

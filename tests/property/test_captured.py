@@ -16,6 +16,7 @@ from fedsim.config import RunConfig
 from fedsim.layout import Layout
 from fedsim.training import captured
 from fedsim.training.choice import Choice
+from fedsim.training.flat import Flat
 from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.group import GroupTrainer
 from fedsim.training.objectives import loss_of
@@ -157,7 +158,7 @@ def test_a_task_that_is_through_rests(make: dict[str, Make], name: str, section:
     run = Captured(make, name, section)
     trained = run.train([run.task(5, 1), run.task(0, 2), run.task(1, 3)])  # 16, 10 and 2 steps: the order of the slots
     kept = torch.empty(3, run.bases[0].size)
-    run.machine.read(0, kept)
+    run.machine.read(0, Flat.of(kept))
     assert np.array_equal(kept.numpy(), trained)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from fedsim.training import Payload, Trainer
 from fedsim.training.clients.methods import Method, Received
 from fedsim.training.clients.states import ClientStates
+from fedsim.training.flat import Flat
 from fedsim.training.weights import update_norms
-from fedsim.types import Float32, Task, TaskReport
+from fedsim.types import Float32, Rows, Task, TaskReport
 
 
 def pieces(methods: Sequence[Method], state_S: Float32 | None) -> Iterator[tuple[Method, Float32 | None]]:
@@ -27,6 +28,8 @@ def pieces(methods: Sequence[Method], state_S: Float32 | None) -> Iterator[tuple
 
 class MethodTrainer:
     """Trains groups by `inner`, from where the methods say and with the slopes that they add, and keeps the states."""
+
+    takes_rows = False  # methods compute with all rows at once
 
     def __init__(
         self,
@@ -48,12 +51,13 @@ class MethodTrainer:
         self,
         tasks: Sequence[Task],
         base_of: Callable[[int], Float32],
-        out_GP: Float32,
+        out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
         """See `fedsim.training.Trainer.train`; the bases hold the vectors sent with the weights, too: ((1 + E) P,)."""
-        assert linear_GP is None
+        assert linear_GP is None and isinstance(out, np.ndarray)
+        out_GP: Float32 = out
         if self._has_linear:
             linear_GP = np.zeros_like(out_GP)
         versions = {task.base_version: split(base_of(task.base_version), self._n_parameters) for task in tasks}
@@ -109,7 +113,7 @@ class MethodTrainer:
                     pieces_S.append(new_S)
             if method.n_withheld:
                 whole = [one.weights_P for one in received]
-                norms = update_norms(out_GP, None if self._is_delta else np.stack(whole)).tolist()
+                norms = update_norms(Flat(out_GP), None if self._is_delta else Flat(whole)).tolist()
         for one, pieces_S in zip(received, kept, strict=True):
             if pieces_S:
                 state_S = pieces_S[0] if len(pieces_S) == 1 else np.concatenate(pieces_S)

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.config import PlainObjective, SgdOptimizer, TrainingConfig
+from fedsim.training.flat import Flat
 from fedsim.training.fused import products
 from fedsim.training.fused.graph import Node
-from fedsim.training.fused.memory import ROW, Places, Slab, padded
+from fedsim.training.fused.memory import ROW, Place, Places, Slab, padded
 from fedsim.training.fused.values import Context, Form, Value
 from fedsim.training.groupbatches import GroupBatches
 from fedsim.types import Float64
@@ -140,6 +141,8 @@ class Ahead:
         self._no_bias = torch.zeros(padded(node.layer.out_features), dtype=dtype, device=device)
         self._x_GRI = batches.x_GKBF.view(n_slots, self.n_steps * self.n_batch, stride)
         self._base = places.slab(n_slots, dtype, device)
+        self._given: Flat | None = None  # the bases, where they are read from where they lie
+        self._reads_given = _is_bare(training.optimizer) and _lies_alike(self._places[0], dtype)
         self._room = places.slab(1, dtype, device)
         self._later: tuple[Slab, Slab] | None = None  # weights and momenta, only if tasks take more than one block
         self._is_first, self._is_shared, self._rates_G = True, False, [1.0]
@@ -154,11 +157,16 @@ class Ahead:
             lambda rate: rates(self.n_steps, self.n_batch, rate, training.optimizer, dtype)  # type: ignore[arg-type]
         )
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor) -> None:
-        """Takes new clients; a base that all share is kept once."""
-        self._is_first, self._is_shared = True, base_GP.stride(0) == 0 or base_GP.shape[0] == 1
-        self._base.load(base_GP[:1] if self._is_shared else base_GP)
-        self._rates_G = [1.0] * base_GP.shape[0] if self._carries_rate else rates_G1.flatten().tolist()
+    def start(self, base: Flat, rates_G1: Tensor) -> None:
+        """Takes new clients; a base that all share is kept once, and none is that can be read where it lies."""
+        self._is_first, self._is_shared = True, base.is_one or len(base) == 1
+        self._given = base if self._reads_given and base.dtype == np.dtype(type(self._one)) else None
+        if self._given is None:
+            self._load(base)
+        self._rates_G = [1.0] * len(base) if self._carries_rate else rates_G1.flatten().tolist()
+
+    def _load(self, base: Flat) -> None:
+        self._base.load(base.one(0) if self._is_shared else base)
 
     def begin(self, n_slots: int, n_block: int) -> None:
         """What all steps of the block need of the weights and of the samples."""
@@ -176,22 +184,30 @@ class Ahead:
     def _outputs(self, slot: int, x_RI: Tensor, found: Rates) -> None:
         """The outputs that the weights of the block's start give."""
         y_RO, n_rows = self.y_GRO[slot, : x_RI.shape[0]], x_RI.shape[0]
-        weights = self._views(self._weights, self._slot(slot))
-        self._forward(x_RI, weights, y_RO)
+        if self._given is not None:
+            self._forward(x_RI, self._given_addresses(slot), y_RO)
+        else:
+            self._forward(x_RI, _addresses(self._views(self._weights, self._slot(slot))), y_RO)
         if found.weights_R1 is not None:
             y_RO.mul_(found.weights_R1[:n_rows])
         if found.momenta_R1 is not None and not self._is_first:
             momenta = self._views(self._momenta, slot)
             by_momenta_RO = self._scaled_RO[:n_rows]
-            self._forward(x_RI, momenta, by_momenta_RO)
+            self._forward(x_RI, _addresses(momenta), by_momenta_RO)
             y_RO.addcmul_(by_momenta_RO, found.momenta_R1[:n_rows])
 
-    def _forward(self, x_RI: Tensor, weights: list[Tensor], out_RO: Tensor) -> None:
-        """The layer's outputs, by weights and biases with padding."""
-        bias = weights[1] if len(weights) == 2 else self._no_bias
+    def _given_addresses(self, slot: int) -> list[int]:
+        """Where weight and bias of a slot's base lie."""
+        assert self._given is not None
+        first = int(self._given.addresses_G[slot])
+        return [first + self._n_bytes * place.source for place in self._places]
+
+    def _forward(self, x_RI: Tensor, weights: Sequence[int], out_RO: Tensor) -> None:
+        """The layer's outputs, by the addresses of weights and biases with padding."""
+        bias = weights[1] if len(weights) == 2 else self._no_bias.data_ptr()
         products.forward(
             self._one, 1, x_RI.shape[0], x_RI.stride(0), self._places[0].n_rows, x_RI.data_ptr(), 0, x_RI.stride(0),
-            weights[0].data_ptr(), 0, bias.data_ptr(), 0, out_RO.data_ptr(), 0, out_RO.stride(0), self._n_bytes,
+            weights[0], 0, bias, 0, out_RO.data_ptr(), 0, out_RO.stride(0), self._n_bytes,
         )  # fmt: skip
 
     def _product(self, a: Tensor, b: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -204,6 +220,9 @@ class Ahead:
         """Weights and momenta after a whole block, for tasks that go on."""
         if self._later is None:
             self._later = (self._base.like(), self._base.like())
+        if self._given is not None:
+            self._load(self._given)
+            self._given = None
         for slot in range(n_slots):
             self._go_on(slot)
         self._is_first = False
@@ -222,46 +241,49 @@ class Ahead:
             for m, new in zip(new_m, room, strict=True):
                 m.copy_(new)
 
-    def subtract(self, first: int, out_GP: Tensor) -> None:
+    def subtract(self, first: int, out: Flat) -> None:
         """Writes weights less base of slots `first` and on, which are through."""
-        self._write(first, out_GP, less=1.0)
+        self._write(first, out, less=1.0)
 
-    def read(self, first: int, out_GP: Tensor) -> None:
+    def read(self, first: int, out: Flat) -> None:
         """Writes the weights of slots `first` and on, which are through."""
-        self._write(first, out_GP, less=0.0)
+        self._write(first, out, less=0.0)
 
-    def _write(self, first: int, out_GP: Tensor, less: float) -> None:
-        room, n = self._views(self._room, 0), self.k + 1
-        for slot in range(first, first + out_GP.shape[0]):
+    def _write(self, first: int, out: Flat, less: float) -> None:
+        n = self.k + 1
+        for i in range(len(out)):
+            slot = first + i
             found = self._rates(self._rates_G[slot])
-            base, (p, q) = self._views(self._base, 0 if self._is_shared else slot), found.w[n, :2].tolist()
+            p, q = found.w[n, :2].tolist()
+            is_direct = self._is_first and self._is_direct(out)
+            if is_direct and (p == less or self._given is not None):
+                self._write_sums(int(out.addresses_G[i]), slot, n, found.gradients_w[n], p - less)
+                continue
+            base = self._views(self._base, 0 if self._is_shared else slot)
             terms = [(p - less, base)]
             if not self._is_first:
                 terms = [(p, self._views(self._weights, slot)), (q, self._views(self._momenta, slot)), (-less, base)]
-            elif p == less and self._is_direct(out_GP):
-                self._write_sums(out_GP[slot - first], slot, n, found.gradients_w[n])
-                continue
+            room = self._views(self._room, 0)
             self._combine(room, slot, n, found.gradients_w[n], *terms)
-            self._room.read(0, out_GP[slot - first : slot - first + 1])
+            self._room.read(0, out.one(i))
 
-    def _is_direct(self, out_GP: Tensor) -> bool:
+    def _is_direct(self, out: Flat) -> bool:
         """Whether gradients can be summed up where they are asked for: rows of whole vectors, without padding."""
-        return self._places[0].n_columns % ROW == 0 and out_GP.dtype == self.y_GRO.dtype and out_GP.stride(1) == 1
+        return self._places[0].n_columns % ROW == 0 and out.dtype == np.dtype(type(self._one))
 
-    def _write_sums(self, out_P: Tensor, slot: int, n: int, factors_R1: Tensor) -> None:
-        """Writes the gradients of `n` steps times their factors, which is all that the update consists of."""
-        n_rows, (weight, *biases), none, one = n * self.n_batch, self._places, self._one * 0, self._one
+    def _write_sums(self, start: int, slot: int, n: int, factors_R1: Tensor, keep: float) -> None:
+        """Writes the gradients of `n` steps times their factors, and `keep` times the base, to a vector's address."""
+        n_rows, (weight, *biases), one = n * self.n_batch, self._places, self._one
         scaled_RO = torch.mul(self.dy_GRO[slot, :n_rows], factors_R1, out=self._scaled_RO[:n_rows])
-        x_RI, start = self._x_GRI[slot], out_P.data_ptr()
-        place = (scaled_RO.data_ptr(), 0, scaled_RO.stride(0))
-        to_w = start + self._n_bytes * weight.source
+        x_RI, to = self._x_GRI[slot], [start + self._n_bytes * place.source for place in self._places]
+        kept = self._given_addresses(slot) if keep else to
+        place, factor = (scaled_RO.data_ptr(), 0, scaled_RO.stride(0)), type(one)(keep)
         products.backward(
             one, 1, n_rows, weight.n_columns, weight.n_rows, False, *place, 0, 0, x_RI.data_ptr(), 0, x_RI.stride(0),
-            0, 0, 0, to_w, none, one, self._n_bytes,
+            0, 0, 0, to[0], kept[0], factor, one, self._n_bytes,
         )  # fmt: skip
-        for bias in biases:
-            to_b = start + self._n_bytes * bias.source
-            products.add_sums(one, 1, n_rows, bias.n_columns, *place, to_b, 0, none, one, self._n_bytes)
+        for i, bias in enumerate(biases, 1):
+            products.add_sums(one, 1, n_rows, bias.n_columns, *place, to[i], kept[i], 0, factor, one, self._n_bytes)
 
     def _combine(
         self, out: list[Tensor], slot: int, n: int, factors_R1: Tensor, *terms: tuple[float, list[Tensor]]
@@ -291,6 +313,20 @@ class Ahead:
     def _views(self, slab: Slab, slot: int) -> list[Tensor]:
         """Weight and bias of a slot, with padding."""
         return [slab.full(name, slot + 1)[slot] for name in self._names]
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _is_bare(optimizer: SgdOptimizer) -> bool:
+    return not optimizer.momentum and not optimizer.weight_decay
+
+
+def _lies_alike(weight: Place, dtype: torch.dtype) -> bool:
+    """Whether products can take the weights, and the bias behind them, from a flat vector: they need no padding."""
+    is_whole = weight.n_columns % ROW == 0 and weight.n_rows % products.OUTPUTS == 0
+    return is_whole and dtype in (torch.float32, torch.float64)
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor, terms: _Terms) -> None:

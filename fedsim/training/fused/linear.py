@@ -88,11 +88,13 @@ class CompiledLinear:
             dx = (grad.data_ptr(), grad.stride(0), self._row)
         place = (x.data_ptr(), x.stride(0), self._row)
         products.backward(
-            one, *self._sizes, self._x.needs_grad, *self._dy, *self._w, *place, *dx, self._to_w, *factors, self._n_bytes
-        )
+            one, *self._sizes, self._x.needs_grad, *self._dy, *self._w, *place, *dx, self._to_w, self._to_w, *factors,
+            self._n_bytes,
+        )  # fmt: skip
         if self._to_b is not None:
             g, n_rows, _, n_outputs = self._sizes
-            products.add_sums(one, g, n_rows, n_outputs, *self._dy, *self._to_b, *factors, self._n_bytes)
+            to_b = (self._to_b[0], *self._to_b)
+            products.add_sums(one, g, n_rows, n_outputs, *self._dy, *to_b, *factors, self._n_bytes)
 
     def rows(self) -> tuple[list[tape.Row], list[tape.Row]] | None:
         """See `fedsim.training.fused.layers.Recordable`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
+from fedsim.training.flat import Flat
 from fedsim.training.fused import ahead, convolution, pooled, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
@@ -87,11 +88,11 @@ class FusedMachine(SlabMachine):
         self._programs: dict[int, program.Program] = {}
         self._at_work = self._program(self.n_slots)  # the largest first, so that the arena is allocated once
 
-    def start(self, base_GP: Tensor, rates_G1: Tensor, keys: noise.Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G1: Tensor, keys: noise.Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
-        super().start(base_GP, rates_G1, keys, linear_GP)
+        super().start(base, rates_G1, keys, linear_GP)
         if self._ahead is not None:
-            self._ahead.start(base_GP, rates_G1)
+            self._ahead.start(base, rates_G1)
 
     def begin_block(self, n_slots: int, n_block: int) -> None:
         """See `fedsim.training.group.Machine.begin_block`."""
@@ -103,17 +104,17 @@ class FusedMachine(SlabMachine):
         if self._ahead is not None:
             self._ahead.end(n_slots)
 
-    def read(self, first: int, out_GP: Tensor) -> None:
+    def read(self, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.read`."""
-        super().read(first, out_GP)
+        super().read(first, out)
         if self._ahead is not None:
-            self._ahead.read(first, out_GP)
+            self._ahead.read(first, out)
 
-    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
+    def subtract(self, base: Flat, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.subtract`."""
-        super().subtract(base_GP, first, out_GP)
+        super().subtract(base, first, out)
         if self._ahead is not None:
-            self._ahead.subtract(first, out_GP)
+            self._ahead.subtract(first, out)
 
     def step(self, k: int, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.step`."""

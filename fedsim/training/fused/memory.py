@@ -11,7 +11,7 @@ Shapes: `G` slots, `g` slots at work, `P` parameters, `Q` floats of a parameter 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.layout import Layout
+from fedsim.training.flat import Flat
 from fedsim.training.fused import moving
 
 ROW = 16  # floats of a 64-byte block
@@ -138,42 +139,68 @@ class Slab:
         assert self.places.by_name[name].n_rows == 1
         return self.rows(name, n_slots).squeeze(1)
 
-    def load(self, vectors_GP: Tensor) -> None:
-        """Copies flat vectors into the first slots; a vector may be given once for all, by a stride of zero."""
-        n_slots = vectors_GP.shape[0]
-        if self._takes(vectors_GP):
-            moving.load(
-                self._one, self._table, n_slots, vectors_GP.data_ptr(), vectors_GP.stride(0), self._n_bytes
-            )  # fmt: skip
+    def load(self, vectors: Flat) -> None:
+        """Copies flat vectors into the first slots."""
+        if self._takes(vectors):
+            moving.load(self._one, self._table, vectors.addresses_G, self._n_bytes)
             return
-        for name, place in self.places.by_name.items():
-            self.rows(name, n_slots).copy_(_part(vectors_GP, place))
+        self._put(self._here(vectors))
 
-    def subtract(self, base_GP: Tensor, first: int, out_GP: Tensor) -> None:
-        """Writes slots `first` and on, less their base, to `out_GP`, for as many as that has rows."""
-        n_slots = out_GP.shape[0]
-        if self._takes(base_GP) and self._takes(out_GP):
-            places = (base_GP.data_ptr(), base_GP.stride(0), out_GP.data_ptr(), out_GP.stride(0))
-            moving.subtract(self._one, self._table, first, n_slots, *places, self._n_bytes)
+    def put(self, vectors_GP: Tensor) -> None:
+        """`load`, of vectors that are on the slab's device."""
+        if self._device.type == "cpu":
+            self.load(Flat.of(vectors_GP))
+        else:
+            self._put(vectors_GP)
+
+    def _put(self, vectors_GP: Tensor) -> None:
+        for name, place in self.places.by_name.items():
+            self.rows(name, vectors_GP.shape[0]).copy_(_part(vectors_GP, place))
+
+    def subtract(self, base: Flat, first: int, out: Flat) -> None:
+        """Writes slots `first` and on, less their base, to the parameters' places in `out`."""
+        if self._takes(base) and self._takes(out):
+            moving.subtract(self._one, self._table, first, base.addresses_G, out.addresses_G, self._n_bytes)
             return
-        for name, place in self.places.by_name.items():
-            values = self.rows(name, first + n_slots)[first:]
-            torch.sub(values, _part(base_GP, place), out=_part(out_GP, place))
+        base_GP = self._here(base)
+        self._write(out, lambda name, place: self._from(name, first, out) - _part(base_GP, place))
 
-    def read(self, first: int, out_GP: Tensor) -> None:
-        """Writes slots `first` and on to `out_GP`, for as many as that has rows."""
-        n_slots = out_GP.shape[0]
-        if self._takes(out_GP):
-            moving.read(
-                self._one, self._table, first, n_slots, out_GP.data_ptr(), out_GP.stride(0), self._n_bytes
-            )  # fmt: skip
+    def read(self, first: int, out: Flat) -> None:
+        """Writes slots `first` and on to the parameters' places in `out`."""
+        if self._takes(out):
+            moving.read(self._one, self._table, first, out.addresses_G, self._n_bytes)
             return
-        for name, place in self.places.by_name.items():
-            _part(out_GP, place).copy_(self.rows(name, first + n_slots)[first:])
+        self._write(out, lambda name, place: self._from(name, first, out))
 
-    def _takes(self, vectors_GP: Tensor) -> bool:
-        """Whether compiled code can move these vectors: on the host, of the slab's type, each without gaps."""
-        return self._is_compiled and vectors_GP.dtype is self._dtype and vectors_GP.stride(1) == 1
+    def _from(self, name: str, first: int, out: Flat) -> Tensor:
+        return self.rows(name, first + len(out))[first:]
+
+    def _here(self, vectors: Flat) -> Tensor:
+        """Vectors on the slab's device; one that all are is sent once."""
+        vectors_GP = vectors.tensor()
+        if vectors.is_one:
+            return vectors_GP[:1].to(self._device).expand(vectors_GP.shape)
+        return vectors_GP.to(self._device)
+
+    def _write(self, out: Flat, values_of: Callable[[str, Place], Tensor]) -> None:
+        """Writes what torch computes to the vectors, in one transfer where that is all of them."""
+        places = list(self.places.by_name.items())
+        if not places:
+            return
+        values_GV = torch.cat([values_of(name, place).reshape(len(out), -1) for name, place in places], dim=1)
+        if values_GV.shape[1] == out.vectors[0].size:
+            out.take(values_GV)
+            return
+        on_host, start = values_GV.cpu().numpy(), 0
+        for _, place in places:
+            n = place.n_rows * place.n_columns
+            for vector, row in zip(out.vectors, on_host, strict=True):
+                vector[place.source : place.source + n] = row[start : start + n]
+            start += n
+
+    def _takes(self, vectors: Flat) -> bool:
+        """Whether compiled code can move these vectors: to or from a slab on the host, of the same type."""
+        return self._is_compiled and vectors.dtype == (np.float32 if self._n_bytes == 4 else np.float64)
 
 
 def _part(vectors_GP: Tensor, place: Place) -> Tensor:

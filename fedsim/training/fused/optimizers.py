@@ -65,7 +65,7 @@ class LinearSgd:
 
     def start(self, n_slots: int, rates_G1: Tensor, linear_GP: Tensor | None = None) -> None:
         assert linear_GP is not None
-        self._moves.load(linear_GP * rates_G1[:n_slots])
+        self._moves.put(linear_GP * rates_G1[:n_slots])
 
     def advance(self) -> None:
         pass
@@ -127,7 +127,7 @@ class GradientStep:
             self._penalty.start(n_slots, linear_GP)
         if self._linear is not None:
             assert linear_GP is not None
-            self._linear.load(linear_GP)
+            self._linear.put(linear_GP)
         if self._base is not None:
             for base_gQ, w_gQ in zip(self._base.parts(n_slots), self._weights.parts(n_slots), strict=True):
                 base_gQ.copy_(w_gQ)

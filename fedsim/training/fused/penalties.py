@@ -29,7 +29,7 @@ class LayerPenalty:
             base_gQ.copy_(w_gQ)
         if self._way is not None:
             assert way_GP is not None
-            self._way.load(way_GP)
+            self._way.put(way_GP)
 
     def add(self, n_slots: int, gradients: Slab, room: Slab) -> None:
         """Adds the gradients of the first slots; `room` is overwritten."""

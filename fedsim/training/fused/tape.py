@@ -85,9 +85,10 @@ def _run(one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, places: Any) 
             products.forward(one, a, b, c, d, x, slot, g, h, j, k, m, n, o, p, n_bytes)
         elif kind == BACKWARD:
             x, slot = (samples, x_slot) if m == 0 else (m, n)
-            products.backward(one, a, b, c, d, e != 0, f, g, h, j, k, x, slot, o, p, q, r, s, beta, alpha, n_bytes)
+            products.backward(one, a, b, c, d, e != 0, f, g, h, j, k, x, slot, o, p, q, r, s, s, beta, alpha,
+                              n_bytes)  # fmt: skip
         elif kind == BIAS:
-            products.add_sums(one, a, b, c, d, e, f, g, h, beta, alpha, n_bytes)
+            products.add_sums(one, a, b, c, d, e, f, g, g, h, beta, alpha, n_bytes)
         elif kind == RELU:
             _relu(one, (a, b, c))
         elif kind == RELU_BACK:

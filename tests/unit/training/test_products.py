@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fedsim.layout import Layout
 from fedsim.training import noise, objectives
+from fedsim.training.flat import Flat
 from fedsim.training.fused import entropy, images, products
 from fedsim.training.fused.convolution import joined
 from fedsim.training.fused.graph import trace
@@ -49,15 +50,22 @@ def place(x: Tensor) -> tuple[int, int, int]:
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 600), st.integers(1, 40)),
     factors=st.sampled_from([(1.0, -1.0), (0.9, 1.0), (0.0, 1.0)]),
     has_dx=st.booleans(),
+    is_apart=st.booleans(),
     dtype=dtypes,
     seed=st.integers(0, 99),
 )
-@example((2, 10, 300, 33), (1.0, -1.0), True, torch.float32, 0)
-@example((2, 16, 20, 10), (0.0, 1.0), True, torch.float32, 0)
-@example((1, 23, 20, 10), (0.9, 1.0), False, torch.float64, 0)
+@example((2, 10, 300, 33), (1.0, -1.0), True, False, torch.float32, 0)
+@example((2, 16, 20, 10), (0.0, 1.0), True, False, torch.float32, 0)
+@example((1, 23, 20, 10), (0.9, 1.0), False, True, torch.float64, 0)
 def test_products_are_those_of_a_linear_layer(
-    sizes: tuple[int, int, int, int], factors: tuple[float, float], has_dx: bool, dtype: torch.dtype, seed: int
+    sizes: tuple[int, int, int, int],
+    factors: tuple[float, float],
+    has_dx: bool,
+    is_apart: bool,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
+    """Also where what is kept lies apart from where the step goes (`is_apart`)."""
     (g, n_rows, n_in, n_out), (beta, alpha), rng = sizes, factors, np.random.default_rng(seed)
     x, w, b, dy = (
         random(rng, dtype, g, *shape) for shape in ((n_rows, n_in), (n_out, n_in), (1, n_out), (n_rows, n_out))
@@ -67,13 +75,16 @@ def test_products_are_those_of_a_linear_layer(
     pdy, y, dx = with_padding(dy, n_rows, outputs), x.new_zeros((g, n_rows, outputs)), torch.zeros_like(px)
     rows, strides = (one, g, n_rows, width, n_out), (pw.data_ptr(), pw.stride(0))
     products.forward(*rows, *place(px), *strides, pb.data_ptr(), pb.stride(0), *place(y), size)
-    to_w, to_b = torch.full_like(pw, torch.nan) if beta == 0 else pw.clone(), pb.clone()
+    kept_w, kept_b = torch.full_like(pw, torch.nan) if beta == 0 else pw.clone(), pb.clone()
+    to_w, to_b = (torch.full_like(kept_w, torch.nan), torch.zeros_like(pb)) if is_apart else (kept_w, kept_b)
     to_w[:, n_out:] = 0.0
     products.backward(
-        *rows, has_dx, *place(pdy), *strides, *place(px), *place(dx), to_w.data_ptr(), one * beta, one * alpha, size
+        *rows, has_dx, *place(pdy), *strides, *place(px), *place(dx), to_w.data_ptr(), kept_w.data_ptr(), one * beta,
+        one * alpha, size,
     )  # fmt: skip
     products.add_sums(
-        one, g, n_rows, n_out, *place(pdy), to_b.data_ptr(), to_b.stride(0), one * beta, one * alpha, size
+        one, g, n_rows, n_out, *place(pdy), to_b.data_ptr(), kept_b.data_ptr(), to_b.stride(0), one * beta, one * alpha,
+        size,
     )  # fmt: skip
     before = torch.zeros_like(w) if beta == 0 else beta * w
     expected = [
@@ -96,7 +107,7 @@ def test_a_step_may_change_the_weights_that_it_reads() -> None:
         dx, expected = torch.zeros_like(x), dy @ w
         products.backward(
             one, 2, n_rows, 48, 16, True, *place(dy), w.data_ptr(), w.stride(0), *place(x), *place(dx), w.data_ptr(),
-            one, -one, 4,
+            w.data_ptr(), one, -one, 4,
         )  # fmt: skip
         torch.testing.assert_close(dx, expected, rtol=1e-5, atol=1e-4)
 
@@ -197,14 +208,16 @@ def test_the_way_back_through_a_later_convolution(make_config: Callable[..., Any
     base_GP = torch.from_numpy(np.stack([layout.flatten(module) * f for f in (1.0, 0.5, -1.0)])).to(dtype)
     x = torch.from_numpy(rng.normal(size=(3, 4, 1, 12, 6)).round(0))
     targets = torch.from_numpy(rng.integers(0, 3, (3, 4)))
-    machine.start(base_GP, torch.full((3, 1), 0.1, dtype=dtype), noise.Keys(0, np.arange(3), np.arange(3), [1] * 3))
+    machine.start(
+        Flat.of(base_GP), torch.full((3, 1), 0.1, dtype=dtype), noise.Keys(0, np.arange(3), np.arange(3), [1] * 3)
+    )
     batches = machine.batches
     batches.x_GKBF[:, 0] = 0.0
     batches.x_GKBF[:, 0, :, :72] = x.flatten(2)
     batches.targets_GKB[:, 0], batches.scale_GKB[:, 0] = targets, 0.1 / 4
     machine.step(0, 3)
     found = torch.empty_like(base_GP)
-    machine.read(0, found)
+    machine.read(0, Flat.of(found))
     module.to(dtype)
     for s in range(3):
         parameters = torch.split(base_GP[s], [p.numel() for p in module.parameters()])

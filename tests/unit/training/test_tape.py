@@ -13,6 +13,7 @@ from torch import nn
 from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
+from fedsim.training.flat import Flat
 from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.fused.memory import Places
 from fedsim.training.fused.pointwise import Relu
@@ -49,7 +50,7 @@ def test_a_step_is_what_its_layers_do(make_config: Make, name: str, dtype: torch
         for k in range(3):
             machine.step(k, SLOTS)
         out_GP = torch.empty((SLOTS, machine.weights.n_values), dtype=dtype)
-        machine.read(0, out_GP)
+        machine.read(0, Flat.of(out_GP))
         found.append((out_GP.numpy().tobytes(), machine.batches.pieces_GKB[:, :3].numpy().tobytes()))
     assert found[0] == found[1]
 
@@ -60,7 +61,7 @@ def _machine(training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype:
     draws, n = torch.Generator().manual_seed(3), machine.weights.n_values
     base_GP = torch.randn((SLOTS, n), generator=draws, dtype=dtype)
     keys = noise.Keys(0, np.arange(SLOTS), np.arange(SLOTS), [3] * SLOTS)
-    machine.start(base_GP, torch.full((SLOTS, 1), 0.1, dtype=dtype), keys)
+    machine.start(Flat.of(base_GP), torch.full((SLOTS, 1), 0.1, dtype=dtype), keys)
     batches = machine.batches
     batches.x_GKBF[..., :13] = torch.randn(batches.x_GKBF[..., :13].shape, generator=draws, dtype=dtype)
     batches.targets_GKB.copy_(torch.randint(0, 2, batches.targets_GKB.shape, generator=draws))

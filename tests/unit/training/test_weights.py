@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedsim.training import Payload, weights
+from fedsim.training.flat import Flat
 from fedsim.training.weights import Finisher, Weights
 
 
@@ -44,12 +45,14 @@ def test_norm_of_large_values_does_not_overflow() -> None:
     assert Finisher("delta").finish(out_P, np.zeros(4, np.float32)) == pytest.approx(6e38, rel=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 5, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("n", [1, 5, 15, 16, 17, 1025, 5000])
 def test_norms_of_a_group(n: int) -> None:
     rng = np.random.default_rng(n)
-    rows_GP, base_P = rng.normal(size=(3, n)).astype(np.float32), rng.normal(size=n).astype(np.float32)
+    rows_GP, base_GP = rng.normal(size=(2, 3, n)).astype(np.float32)
+    rows, base = Flat(rows_GP), Flat(list(base_GP))
     exact = np.linalg.norm(rows_GP.astype(np.float64), axis=1)
-    np.testing.assert_allclose(weights.update_norms(rows_GP, None), exact, rtol=1e-6)
-    difference = np.linalg.norm(rows_GP.astype(np.float64) - base_P, axis=1)
-    np.testing.assert_allclose(weights.update_norms(rows_GP, base_P[None]), difference, rtol=1e-6)
-    assert weights.update_norms(rows_GP[1:2], None)[0] == weights.update_norms(rows_GP, None)[1]
+    np.testing.assert_allclose(weights.update_norms(rows, None), exact, rtol=1e-12)
+    difference = np.linalg.norm((rows_GP - base_GP).astype(np.float64), axis=1)
+    np.testing.assert_allclose(weights.update_norms(rows, base), difference, rtol=1e-12)
+    assert weights.update_norms(rows.one(1), None)[0] == weights.update_norms(rows, None)[1]
+    assert weights.update_norms(rows, rows).tolist() == [0.0] * 3

@@ -1,0 +1,78 @@
+"""Flat vectors of a group, each wherever it lies: what compiled code takes by address, and torch as one tensor.
+
+A group's bases are versions that may be anywhere in memory, and its updates may be wanted in rows that do not lie
+together. Shapes: `G` vectors of `P` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.types import Int64
+
+Vector = NDArray[Any]
+
+
+class Flat:
+    """Vectors (P,) of one type, each without gaps, or an array (G, P); `addresses_G` are where they begin."""
+
+    def __init__(self, vectors: Sequence[Vector] | Vector) -> None:
+        self.vectors: Any = vectors
+        self._rows_GP = vectors if isinstance(vectors, np.ndarray) else None  # where they lie together
+        self.is_one = self._rows_GP is None and all(vector is vectors[0] for vector in vectors)
+        self.addresses_G: Int64
+        if self._rows_GP is not None:
+            self.addresses_G = address(self._rows_GP) + self._rows_GP.strides[0] * np.arange(len(vectors))
+        elif self.is_one:
+            self.addresses_G = np.full(len(vectors), address(vectors[0]))
+        else:
+            self.addresses_G = np.array([address(vector) for vector in vectors], np.int64)
+
+    @classmethod
+    def of(cls, tensor_GP: Tensor) -> Flat:
+        """Those of a tensor on the host, whose rows have no gaps."""
+        if tensor_GP.stride(0) == 0:
+            return cls([tensor_GP[0].numpy()] * tensor_GP.shape[0])
+        return cls(tensor_GP.numpy())
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of their numbers."""
+        found: np.dtype[Any] = self.vectors[0].dtype
+        return found
+
+    def part(self, start: int, stop: int) -> Flat:
+        """Some of them."""
+        return self if start == 0 and stop == len(self.vectors) else Flat(self.vectors[start:stop])
+
+    def one(self, i: int) -> Flat:
+        """One of them."""
+        return Flat(self.vectors[i : i + 1])
+
+    def tensor(self) -> Tensor:
+        """The vectors (G, P); one that all are is there once, with a stride of zero. A copy, not to be written to."""
+        if self.is_one:
+            return torch.from_numpy(self.vectors[0][None].copy()).expand(len(self.vectors), -1)
+        return torch.from_numpy(np.stack(self.vectors))
+
+    def take(self, values_GP: Tensor) -> None:
+        """Writes values (G, P), wherever they are, to the vectors."""
+        if self._rows_GP is not None:
+            torch.from_numpy(self._rows_GP).copy_(values_GP)  # one transfer
+            return
+        for vector, values in zip(self.vectors, values_GP.cpu().numpy(), strict=True):
+            vector[:] = values
+
+
+def address(array: Vector) -> int:
+    """That of an array's first number."""
+    return int(array.__array_interface__["data"][0])  # in half the time of `array.ctypes.data`

@@ -75,7 +75,7 @@ class Kernels:
         self._scratch = np.empty(_BLOCK)
         self._scaled = np.empty(_BLOCK)
         self._compiled: ModuleType | None = None
-        self._recycled = Recycled()  # versions
+        self.new: Callable[[int], Float32] = Recycled().empty  # memory for a version
 
     def hasten(self) -> None:
         """Takes the time to load compiled passes: the same bits in less time, which counts where vectors are short."""
@@ -97,7 +97,7 @@ class Kernels:
         caller's to keep.
         """
         assert self._compiled is not None
-        new: list[Float32] = [self._recycled.empty(state.weights_P.size) for is_made in makes_version if is_made]
+        new: list[Float32] = [self.new(state.weights_P.size) for is_made in makes_version if is_made]
         places = np.zeros(addresses.size, np.int64)
         places[np.array(makes_version)] = [vector_P.__array_interface__["data"][0] for vector_P in new]
         self._compiled.consume(state.weights_P, state.accumulator_P, addresses, places, np.array(steps))
@@ -156,7 +156,7 @@ class Kernels:
         """`add` (with `kept`), `merge` and `published` in one pass over memory: bit for bit what the three give."""
         assert vector_P.shape == state.weights_P.shape and vector_P.dtype == np.float32
         is_first = state.n_accumulated == 0
-        new_P: Float32 = self._recycled.empty(vector_P.size)
+        new_P: Float32 = self.new(vector_P.size)
         if self._compiled is not None:
             for part in _parts(vector_P.size, ready):
                 own = (state.weights_P[part], state.accumulator_P[part], vector_P[part], new_P[part])

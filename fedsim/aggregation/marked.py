@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fedsim.aggregation.accumulate import Diagnostics, ServerState
 from fedsim.aggregation.batch import Batch, Consumed, one_by_one
 from fedsim.aggregation.rule import Arrival, Rule
@@ -23,6 +25,9 @@ class Marked:
 
     def hasten(self) -> None:
         self._inner.hasten()
+
+    def make_in(self, new: Callable[[int], Float32]) -> None:
+        self._inner.make_in(new)
 
     def init(self, weights_P: Float32) -> ServerState:
         return self._inner.init(weights_P)

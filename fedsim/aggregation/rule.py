@@ -106,6 +106,9 @@ class Rule(Protocol):
     def hasten(self) -> None:
         """A long run is to come: what takes time once and makes updates cheaper is done now. The bits stay the same."""
 
+    def make_in(self, new: Callable[[int], Float32]) -> None:
+        """Versions are best made in vectors that `new` gives, of so many values: they need not be copied from there."""
+
     def init(self, weights_P: Float32) -> ServerState:
         """The state of version 0, float32 (P,), with nothing accumulated."""
 
@@ -153,6 +156,11 @@ class BaseRule:
         kernels = getattr(self, "_kernels", None)
         if isinstance(kernels, Kernels):
             kernels.hasten()
+
+    def make_in(self, new: Callable[[int], Float32]) -> None:
+        kernels = getattr(self, "_kernels", None)
+        if isinstance(kernels, Kernels):
+            kernels.new = new
 
     def init(self, weights_P: Float32) -> ServerState:
         return fresh(weights_P)

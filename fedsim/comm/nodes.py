@@ -2,13 +2,12 @@
 
 Rank zero says with each version that is coming where it lies (`Ledger`): in a slot that this worker is to receive it
 into, in one that another worker of its node receives it into, or nowhere, so that it comes to this worker alone. Who
-received one shows its number beside the slot; the others look for it as they look for messages (`Shown`).
+received one shows its number beside the slot; the others look for it as they look for messages (`Shown`). On rank
+zero's own node versions that travel in one piece lie where rank zero made them (`fedsim.comm.commons`).
 
 Only rank zero gives slots away, and gives one away again when all workers of the node have been told to forget its
-version, which they are when nobody uses it any more: so nobody reads what is being written. The memory is a file in
-/dev/shm whose name is gone before the first version comes: it outlives the death of any rank, which shared windows of
-MPI do not, and vanishes with the last. Its room is taken when it is made (`posix_fallocate`): where there is not
-enough, each worker keeps versions for itself, and a warning says so; touching memory without room would be a SIGBUS.
+version, which they are when nobody uses it any more: so nobody reads what is being written. Where there is no room for
+such memory (`fedsim.comm.sharedfile`) each worker keeps versions for itself.
 
 Versions that travel in bundles, being small, are left alone. Shapes: `S` slots, `V` values of a version as it travels.
 """
@@ -16,26 +15,21 @@ Versions that travel in bundles, being small, are left alone. Shapes: `S` slots,
 from __future__ import annotations
 
 import mmap
-import os
-import tempfile
-import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from fedsim.population.nodecache import VARIABLE
+from fedsim.comm.commons import PRIVATE, Commons, CommonShelf, Sizes, open_commons
+from fedsim.comm.sharedfile import PAGE_BYTES, Fence, map_together, whole_pages
 from fedsim.types import Float32, Int64
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 LEAST_VALUES = 2**18  # versions that travel alone: smaller ones are not worth a slot
-FOLDER = "/dev/shm"
-PRIVATE = -1  # a place: comes to this worker alone
-_PAGE_BYTES = 4096
 _LEAST_SLOTS = 4
 
 
@@ -50,7 +44,7 @@ class Shelf:
         self._rows: list[Float32] = [
             np.frombuffer(memory, np.float32, n_values, head_bytes + slot * row_bytes)[None] for slot in range(n_slots)
         ]
-        self._lock = threading.Lock()
+        self._fence = Fence()
 
     def row(self, slot: int) -> Float32:
         """A slot's memory, (1, V); nobody shows it until `show`."""
@@ -72,13 +66,6 @@ class Shelf:
         if is_there:
             self._fence()
         return is_there
-
-    def _fence(self) -> None:
-        """Nothing written or read before comes to be after: a lock given back and taken again is such a fence."""
-        with self._lock:
-            pass
-        with self._lock:
-            pass
 
 
 class Shown(NamedTuple):
@@ -178,107 +165,79 @@ class Ledger:
 
 
 class Opened(NamedTuple):
-    """What a rank has of the nodes: a worker its shelf, if it has one; rank zero the ledger, if anybody has one."""
+    """What a rank has of the nodes: a worker its shelf, if it has one; rank zero the ledger, if anybody has one.
+
+    And on rank zero's own node, what all its ranks have in common (`fedsim.comm.commons`).
+    """
 
     shelf: Shelf | None = None
     ledger: Ledger | None = None
+    commons: Commons | None = None
+    common_shelf: CommonShelf | None = None
 
 
-def open_nodes(comm: MPI.Intracomm, n_values: int, most_slots: int) -> Opened:
+def open_nodes(comm: MPI.Intracomm, n_values: int, most_slots: int, sizes: Sizes) -> Opened:
     """Memory for versions of `n_values` on every node with several workers, `most_slots` at most; collective.
 
+    On rank zero's node `sizes` says what its ranks are to have in common; where those are versions, they lie there.
     Raises nothing: a node without room goes without.
     """
     from mpi4py import MPI
 
-    if n_values < LEAST_VALUES or comm.size < 3:  # the same at every rank, which an environment need not be
+    if comm.size < 2:
         return Opened()
-    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    workers = host.Split(int(comm.rank == 0), comm.rank)
-    shelf = _opened(cast("MPI.Intracomm", workers), n_values, most_slots) if comm.rank and workers.size > 1 else None
+    host = cast("MPI.Intracomm", comm.Split_type(MPI.COMM_TYPE_SHARED))
+    ranks = host.allgather(comm.rank)
+    opened = Opened()
+    if ranks[0] == 0:
+        common = open_commons(host, [rank - 1 for rank in ranks[1:]], sizes)
+        if isinstance(common, Commons):
+            opened = opened._replace(commons=common)
+        elif common is not None:
+            opened = opened._replace(common_shelf=common)
+    if n_values >= LEAST_VALUES and comm.size > 2:  # the same at every rank, which an environment need not be
+        has_versions = sizes.n_slots > 0 and (opened.commons is not None or opened.common_shelf is not None)
+        opened = _with_shelf(comm, host, n_values, 0 if has_versions else most_slots, opened)
+    host.Free()
+    return opened
+
+
+def _with_shelf(comm: MPI.Intracomm, host: MPI.Intracomm, n_values: int, most_slots: int, opened: Opened) -> Opened:
+    """What was opened, with the shelf of a node's workers beside it; collective."""
+    workers = cast("MPI.Intracomm", host.Split(int(comm.rank == 0), comm.rank))
+    has_shelf = comm.rank > 0 and workers.size > 1 and most_slots > 0
+    shelf = _opened(workers, n_values, most_slots) if has_shelf else None
     number = workers.bcast(comm.rank, root=0)
     nodes = comm.allgather(None if shelf is None else (number, shelf.n_slots))[1:]
     workers.Free()
-    host.Free()
     if comm.rank:
-        return Opened(shelf=shelf)
-    return Opened(ledger=Ledger(nodes) if any(node is not None for node in nodes) else None)
+        return opened._replace(shelf=shelf)
+    return opened._replace(ledger=Ledger(nodes)) if any(node is not None for node in nodes) else opened
 
 
 def _opened(workers: MPI.Intracomm, n_values: int, most_slots: int) -> Shelf | None:
     """The memory of the workers of one node, made by the first of them, if all of them can map it."""
-    if "off" in workers.allgather(os.environ.get(VARIABLE, "")):
-        return None
-    path, n_slots, reason = "", 0, ""
-    if workers.rank == 0:
-        n_wanted = min(most_slots, max(_LEAST_SLOTS, 2 * workers.size))
-        try:
-            path, n_slots = _made(n_wanted, n_values)
-        except OSError as error:
-            reason = error.strerror or str(error)
-    path, n_slots, reason = workers.bcast((path, n_slots, reason), root=0)
-    memory = None
-    if n_slots:
-        try:
-            memory = _mapped(path, _head_bytes(n_slots) + n_slots * _row_bytes(n_values))
-        except OSError as error:
-            reason = f"{error.strerror or error}: {path}"
-    reasons = [said for said in workers.allgather(reason) if said]
-    if workers.rank == 0 and path:
-        os.unlink(path)
-    if reasons or memory is None:
-        if workers.rank == 0:
-            warnings.warn(f"{FOLDER}: every worker keeps versions of its own ({reasons[0]})", stacklevel=2)
-        return None
-    return Shelf(memory, n_slots, n_values)
+    n_wanted = min(most_slots, max(_LEAST_SLOTS, 2 * workers.size))
+    together = map_together(workers, partial(_size, n_wanted, n_values), "every worker keeps versions of its own")
+    return None if together is None else Shelf(*together, n_values)
 
 
-def _made(n_wanted: int, n_values: int) -> tuple[str, int]:
-    """A new file with room for as many versions as are wanted, or for as many as half of the free room holds.
+def _size(n_wanted: int, n_values: int, free_bytes: int) -> tuple[int, int]:
+    """Bytes for as many versions as are wanted, or for as many as half of the free room holds, and how many those are.
 
     Raises:
-        OSError: there is no room for one, or no such folder.
+        OSError: there is no room for one.
     """
-    free_bytes = free_room(FOLDER)
-    n_slots = min(n_wanted, (free_bytes // 2 - _PAGE_BYTES) // _row_bytes(n_values))  # MPI needs room there, too
+    n_slots = min(n_wanted, (free_bytes // 2 - PAGE_BYTES) // _row_bytes(n_values))  # MPI needs room there, too
     if n_slots < 1:
-        needed = 2 * (_row_bytes(n_values) + _PAGE_BYTES)
+        needed = 2 * (_row_bytes(n_values) + PAGE_BYTES)
         raise OSError(None, f"{free_bytes:,} bytes are free, a version of {4 * n_values:,} needs {needed:,}")
-    descriptor, path = tempfile.mkstemp(prefix="fedsim-", dir=FOLDER)
-    try:
-        os.posix_fallocate(descriptor, 0, _head_bytes(n_slots) + n_slots * _row_bytes(n_values))
-    except OSError:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(descriptor)
-    return path, n_slots
-
-
-def free_room(folder: str) -> int:
-    """Bytes that this user may still take in a folder's file system."""
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
-
-
-def _mapped(path: str, n_bytes: int) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid() or status.st_size != n_bytes:  # another node's, where /dev/shm is not shared
-            raise OSError(None, "not the file that was made")
-        return mmap.mmap(descriptor, n_bytes)
-    finally:
-        os.close(descriptor)
+    return _head_bytes(n_slots) + n_slots * _row_bytes(n_values), n_slots
 
 
 def _head_bytes(n_slots: int) -> int:
-    return _whole_pages(8 * n_slots)
+    return whole_pages(8 * n_slots)
 
 
 def _row_bytes(n_values: int) -> int:
-    return _whole_pages(4 * n_values)
-
-
-def _whole_pages(n_bytes: int) -> int:
-    return -(-n_bytes // _PAGE_BYTES) * _PAGE_BYTES
+    return whole_pages(4 * n_values)

@@ -45,6 +45,9 @@ REPORT = np.dtype(
 )
 
 
+NOT_SENT, SENT, IN_ROW = range(3)  # of a report's `sent`: from IN_ROW on, the update lies in a row of that number more
+
+
 class TaskTable(Sequence[Task]):
     """Tasks from their records; of a task's durations none are there."""
 

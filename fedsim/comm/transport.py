@@ -32,8 +32,8 @@ class Command(NamedTuple):
     training nor what waits; with `collect` nothing is evaluated either. What clients keep changes all the same.
     Where workers sum updates themselves, `add` names held ones to be summed, with their `weights`; `total` asks for
     the sum. With `stop` come `shows_stack`, and `comes_again`: a worker that is sent home so begins again with others.
-    Where the workers of a node share memory for versions, `places` says for each that is coming where it is
-    (`fedsim.comm.nodes`); the transport fills it in.
+    Where versions lie in memory of a node's, `places` says for each that is coming where it is (`fedsim.comm.nodes`,
+    `fedsim.comm.commons`); the transport fills it in.
     """
 
     tasks: Sequence[Task] = ()
@@ -86,6 +86,7 @@ class Trained(NamedTuple):
     true, in order; their bytes, if they travel encoded.
 
     `failed` are the tasks whose training failed; a transport hands them over as messages of their own, before this one.
+    `places`: the numbers of the rows, where they are such as a worker has in common with rank zero; else they are sent.
     """
 
     worker: int
@@ -93,6 +94,7 @@ class Trained(NamedTuple):
     sent: Sequence[bool]
     rows: Row | Sequence[Row]
     failed: Sequence[Failed] = ()
+    places: Sequence[int] = ()
 
     @property
     def train_s(self) -> float:

@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.comm.tables import REPORT, TASK, ReportTable, TaskTable
+from fedsim.comm.tables import IN_ROW, REPORT, TASK, ReportTable, TaskTable
 from fedsim.comm.transport import N_COUNTERS, Collected, Command, Counters, Delivered, Evaluated, Failed, Trained
 from fedsim.types import EvaluationRow, Float64
 
@@ -73,9 +73,9 @@ def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> 
 
 
 def encode_trained(message: Trained, counters: Counters) -> Bytes:
-    """Reports of a trained group; the rows sent travel apart."""
+    """Reports of a trained group; the rows sent travel apart, or lie where the reports say."""
     records = ReportTable.of(message.reports).rows
-    records["sent"] = message.sent
+    records["sent"] = np.add(message.places, IN_ROW) if message.places else message.sent
     return _reply(TRAINED, records.size, 0, counters, records.view(np.uint8))
 
 
@@ -121,10 +121,12 @@ def decode_header(data: Bytes) -> tuple[int, int, int, Counters, Bytes]:
     return kind, n, version, counters, data[start : start + size].copy()
 
 
-def decode_trained(rank: int, body: Bytes) -> tuple[ReportTable, list[bool]]:
-    """Reports of a group, and for each whether its row was sent."""
+def decode_trained(rank: int, body: Bytes) -> tuple[ReportTable, list[bool], list[int]]:
+    """Reports of a group, for each whether its update is for rank zero, and the rows that they lie in, if they do."""
     records = body.view(REPORT)
-    return ReportTable(records, rank), records["sent"].astype(bool).tolist()
+    sent = records["sent"]
+    places = (sent - IN_ROW).tolist() if sent.size and sent[0] >= IN_ROW else []
+    return ReportTable(records, rank), sent.astype(bool).tolist(), places
 
 
 def decode_failed(worker: int, body: Bytes) -> Failed:

@@ -29,7 +29,7 @@ from fedsim.config import (
     TiersSchedule,
 )
 from fedsim.configfile import sha256
-from fedsim.engine import owncode
+from fedsim.engine import incommon, owncode
 from fedsim.engine.buffers import check_buffers, treatment, treatment_lines, with_buffers
 from fedsim.engine.items import Bounds
 from fedsim.engine.owncode import NOTHING, OwnCode
@@ -170,6 +170,7 @@ class Plan:
             ("room", self._room_text()),
             ("rank zero's memory", server_memory(self, updates_a_version(config, self.concurrency)).text()),
             ("a worker's memory", self._memory_text()),
+            ("memory in common", incommon.text(self)),
             ("stops at", ", ".join(_stops(config))),
         ]
 

@@ -29,6 +29,7 @@ from fedsim.engine.ending import StuckError, closing, first_error, has_time_to_j
 from fedsim.engine.evaluations import Evaluations
 from fedsim.engine.following import ServerWithLane
 from fedsim.engine.heap import settled_heap
+from fedsim.engine.incommon import sizes_in_common
 from fedsim.engine.lane import lane_of
 from fedsim.engine.launching import World, headline, why_not_survivable
 from fedsim.engine.losses import Leniency
@@ -45,7 +46,7 @@ from fedsim.engine.unpacking import Unpacking, lengths_of, streams
 from fedsim.engine.versions import VersionStore, received
 from fedsim.engine.vitals import Vitals
 from fedsim.engine.watchdog import Watch
-from fedsim.engine.worker import Worker
+from fedsim.engine.worker import Room, Worker
 from fedsim.errors import ConfigError, FedsimError, LaunchError, RecordError, StalledError, StateLostError
 from fedsim.record.join import join
 from fedsim.schedule.clock import WallClock
@@ -357,24 +358,33 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
         worker = _worker(made, here, 1, 0, clock)
         transport: Transport = InlineTransport(worker, caller.stop_requested, watch.beat)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
-    from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+    from fedsim.comm.channels import Channels
+    from fedsim.comm.mpi import MpiTransport
     from fedsim.comm.nodes import open_nodes
+    from fedsim.comm.working import WorkerChannel
 
     n_shared = made.n_version_values if made.config.compression.versions == "float32" else 0  # others are unpacked
-    nodes = open_nodes(caller.world.comm, n_shared, made.bounds.worker_versions)
+    common = sizes_in_common(made, caller.world.size - 1)
+    nodes = open_nodes(caller.world.comm, n_shared, made.bounds.worker_versions, common)
     channels = Channels.open(caller.world.comm, made.config.memory.piece_bytes // 4)
     lengths = lengths_of(made)
     with channels.bell:
         if caller.world.rank == 0:
-            transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger)
+            if nodes.commons is not None:
+                made.rule.make_in(nodes.commons.versions.empty)
+            transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger, nodes.commons)
             return _serve(made, begun, attempt, caller, transport, clock, watch)
-        worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock)
+        room = None if nodes.common_shelf is None else nodes.common_shelf.rows
+        worker = _worker(made, here, caller.world.size - 1, caller.world.rank, clock, room)
         survives = not why_not_survivable(caller.world, os.environ)
         with watch, settled_heap(), noticed_exits(headline(caller.world)) if survives else nullcontext():
-            return WorkerChannel(channels, worker, lengths, clock, watch, nodes.shelf).serve()
+            shelves = (nodes.shelf, nodes.common_shelf)
+            return WorkerChannel(channels, worker, lengths, clock, watch, *shelves).serve()
 
 
-def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[[], float]) -> Worker:
+def _worker(
+    made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[[], float], room: Room | None = None
+) -> Worker:
     from fedsim.training.clients import ClientStates
     from fedsim.training.clients.build import build_evaluator, build_trainer
     from fedsim.training.evaluate import Evaluator
@@ -417,6 +427,7 @@ def _worker(made: Plan, here: _Here, n_workers: int, rank: int, clock: Callable[
         sums_in=None if summing is None else FixedSum(made.layout.n_parameters, summing.scale),
         encoded_bytes=None if made.codec is None else made.codec.n_bytes,
         receive=partial(received, form=config.compression.versions),
+        room=room,
     )
 
 

@@ -16,24 +16,27 @@ import numpy as np
 
 from fedsim.aggregation.fixed import FixedSum
 from fedsim.comm.faults import Trouble
-from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Summed, Trained, empty_rows
+from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Summed, Trained
 from fedsim.comm.wire import MAX_TASKS
 from fedsim.errors import FedsimError
+from fedsim.recycled import Recycled
 from fedsim.training.clients.coding import encoded
-from fedsim.types import EvaluationRow, Float32, Row, Task, TaskReport
+from fedsim.types import EvaluationRow, Float32, Row, Rows, Task, TaskReport
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MEASURE_EVERY_S = 0.5  # asking the system costs as much as training a small model
 
 
 class Trainer(Protocol):
-    """What a worker asks of a training path."""
+    """What a worker asks of a training path; `takes_rows`: it writes to rows that lie apart, too."""
+
+    takes_rows: bool
 
     def train(
         self,
         tasks: Sequence[Task],
         base_of: Callable[[int], Float32],
-        out_GP: Float32,
+        out: Rows,
         progress: Callable[[], None],
     ) -> list[TaskReport]: ...
 
@@ -56,6 +59,14 @@ class States(Protocol):
     def adopt(self, clients: Sequence[int], rows_nS: Float32) -> None: ...
 
 
+class Room(Protocol):
+    """Rows that a worker has in common with rank zero (`fedsim.comm.commons`)."""
+
+    def take(self, n: int) -> tuple[list[int], Float32 | list[Float32]] | None: ...
+
+    def give_back(self, numbers: Sequence[int]) -> None: ...
+
+
 class Worker:
     """The state of one worker: versions it knows, results it holds. `index` is the server's name for it."""
 
@@ -73,9 +84,10 @@ class Worker:
         sums_in: FixedSum | None = None,
         encoded_bytes: int | None = None,
         receive: Callable[[Row], Float32] = lambda vector_P: vector_P,
+        room: Room | None = None,
     ) -> None:
         """`encoded_bytes` of a row are what its clients have left there to travel, None: all of it; `receive` makes
-        float32 of a version as it travels."""
+        float32 of a version as it travels; `room` is where rank zero finds updates that are not encoded."""
         self._index = index
         self._host = host
         self._n_parameters = n_parameters
@@ -88,6 +100,9 @@ class Worker:
         self._sum = sums_in
         self._encoded_bytes = encoded_bytes
         self._receive = receive
+        self._room = room if encoded_bytes is None else None
+        self._recycled = Recycled()
+        self._most = 0  # tasks of a group so far
         self._versions: dict[int, Float32] = {}
         self._held: dict[int, Row] = {}
         self._measured_s = -math.inf
@@ -96,35 +111,67 @@ class Worker:
     def train(self, tasks: Sequence[Task], send: Sequence[bool], progress: Callable[[], None]) -> Trained:
         """The reports of a group, with the rows that are to be sent at once; the others are held."""
         start_s = self._clock()
-        out_GP = empty_rows(len(tasks), self._n_parameters)
+        places, wanted = self._rows(len(tasks), is_shared=all(send))
+        out = wanted if isinstance(wanted, np.ndarray) or self._trainer.takes_rows else self._own_rows(len(tasks))
         failed: list[Failed] = []
+        rows: Row | Sequence[Row]
         try:
             self._trouble.before_group(tasks, progress)
-            reports = self._trainer.train(tasks, self._versions.__getitem__, out_GP, progress)
+            reports = self._trainer.train(tasks, self._versions.__getitem__, out, progress)
         except (Exception, SystemExit) as error:
             failed.append(self._failed(error, tasks))
             reports = []
         if failed and len(tasks) > 1:
-            reports, kept = self._one_by_one(tasks, out_GP, progress, failed)
-            out_GP, send = out_GP[kept], [send[row] for row in kept]
-            tasks = [tasks[row] for row in kept]
+            reports, kept = self._one_by_one(tasks, out, progress, failed)
+            rows, send = self._without(places, out, kept), [send[row] for row in kept]
+            tasks, places = [tasks[row] for row in kept], []
         elif failed:
-            out_GP, send, tasks = out_GP[:0], (), ()
-        rows = out_GP if self._encoded_bytes is None else encoded(out_GP, self._encoded_bytes)
+            rows, send, tasks, places = self._without(places, out, []), (), (), []
+        else:
+            rows = self._finished(wanted, out)
         counters = self.counters
         counters.busy_s += self._clock() - start_s
         counters.n_tasks += len(tasks)
         counters.n_groups += 1
         self._measure()
         if all(send):
-            return Trained(self._index, reports, send, rows, failed)
+            return Trained(self._index, reports, send, rows, failed, places)
         for task, sent, row in zip(tasks, send, rows, strict=True):
             if not sent:
                 self._held[task.task] = row.copy()
-        return Trained(self._index, reports, send, rows[np.array(send, dtype=bool)], failed)
+        return Trained(self._index, reports, send, _some(rows, send), failed)
+
+    def _rows(self, n: int, is_shared: bool) -> tuple[list[int], Rows]:
+        """Where the updates of a group are to be, and which of the shared rows that is."""
+        shared = self._room.take(n) if self._room is not None and is_shared else None
+        return ([], self._own_rows(n)) if shared is None else shared
+
+    def _own_rows(self, n: int) -> Float32:
+        """Rows (n, P) of this worker's own."""
+        self._most = max(self._most, n)
+        whole = self._recycled.empty(self._most * self._n_parameters)
+        return whole[: n * self._n_parameters].reshape(n, self._n_parameters)
+
+    def _finished(self, wanted: Rows, out: Rows) -> Row | Sequence[Row]:
+        """The updates of a group that was trained into `out`, as they are to travel, or to be where they are wanted."""
+        if out is not wanted:
+            for row, update in zip(wanted, out, strict=True):
+                row[:] = update
+        if self._encoded_bytes is None:
+            return wanted
+        assert isinstance(out, np.ndarray)
+        return encoded(out, self._encoded_bytes)
+
+    def _without(self, places: Sequence[int], out: Rows, kept: Sequence[int]) -> Row:
+        """The updates of some tasks of a group, to be sent, since others failed; its shared rows are given back."""
+        rows = np.stack([out[i] for i in kept]) if kept else np.empty((0, self._n_parameters), np.float32)
+        if places:
+            assert self._room is not None
+            self._room.give_back(places)
+        return rows if self._encoded_bytes is None else encoded(rows, self._encoded_bytes)
 
     def _one_by_one(
-        self, tasks: Sequence[Task], out_GP: Float32, progress: Callable[[], None], failed: list[Failed]
+        self, tasks: Sequence[Task], out: Rows, progress: Callable[[], None], failed: list[Failed]
     ) -> tuple[list[TaskReport], list[int]]:
         """Trains the tasks of a group that failed again, each alone: the reports and rows of those that did not fail.
 
@@ -137,7 +184,7 @@ class Worker:
         for row, task in enumerate(tasks):
             try:
                 self._trouble.before_training([task])
-                reports += self._trainer.train([task], self._versions.__getitem__, out_GP[row : row + 1], progress)
+                reports += self._trainer.train([task], self._versions.__getitem__, out[row : row + 1], progress)
                 kept.append(row)
             except (Exception, SystemExit) as error:
                 alone.append(self._failed(error, [task]))
@@ -225,6 +272,13 @@ class Worker:
         if now_s - self._measured_s > _MEASURE_EVERY_S:
             self._measured_s = now_s
             self.counters.cpu_s, self.counters.rss_bytes = process_usage()
+
+
+def _some(rows: Row | Sequence[Row], wanted: Sequence[bool]) -> Row:
+    """Those rows that are wanted, (n, P): never such as are shared, of which all are."""
+    assert isinstance(rows, np.ndarray)
+    some: Row = rows[np.array(wanted, dtype=bool)]
+    return some
 
 
 def process_usage() -> tuple[float, float]:

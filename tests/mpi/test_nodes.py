@@ -11,7 +11,7 @@ import pytest
 
 Ran = Callable[..., dict[str, Any]]
 SAME = ("model_sha256", "history_sha256", "metrics", "versions", "updates", "virtual_s", "status")
-N_PARAMETERS = 512 * 520 + 520 + 520 * 10 + 10  # more than travel in bundles
+N_PARAMETERS = 512 * 520 + 520 + 520 * 10 + 10  # more than travel in a piece
 N_VERSIONS = 6
 CONFIG = f"""
 name: nodes
@@ -23,6 +23,7 @@ schedule: {{policy: sync, cohort: 12}}
 aggregation: {{rule: fedavg}}
 evaluation: {{every_versions: 2}}
 record: {{flush_s: 0.05}}
+memory: {{piece_bytes: 1048576}}
 stop: {{versions: {N_VERSIONS}}}
 """
 BUFFERED = (
@@ -68,9 +69,12 @@ PROGRAM = """
 import os, signal, sys, time
 import numpy as np
 from mpi4py import MPI
-from fedsim.comm.mpi import Channels, Lengths, MpiTransport, WorkerChannel
+from fedsim.comm.channels import Channels
+from fedsim.comm.commons import Sizes
+from fedsim.comm.mpi import MpiTransport
 from fedsim.comm.nodes import open_nodes
-from fedsim.comm.transport import Command, Counters, Lost, Trained
+from fedsim.comm.transport import Command, Counters, Lengths, Lost, Trained
+from fedsim.comm.working import WorkerChannel
 from fedsim.types import Task, TaskReport
 
 N, comm = 2**18, MPI.COMM_WORLD
@@ -89,7 +93,7 @@ class Core:
 class Nobody:
     def __getattr__(self, name): return lambda *a: False  # no watchdog here
 
-nodes = open_nodes(comm, N, 8)
+nodes = open_nodes(comm, N, 8, Sizes.fitting(4, N, 4, N, N - 1))  # in pieces: not from rank zero's own memory
 channels = Channels.open(comm)
 if comm.rank:
     assert nodes.shelf is not None
@@ -131,3 +135,21 @@ def test_the_bits_do_not_depend_on_who_dies(ran: Ran, start_tolerant: Any, confi
     sets, env = (*BUFFERED, "fault_tolerant=true"), {"FEDSIM_INJECT": "kill-receiving:4@1;segv:3@2"}
     there = ran(4, tmp_path / "run", config, *sets, env=env, how=start_tolerant)
     assert same(there) == same(ran(1, tmp_path / "alone", config, *BUFFERED))
+
+
+def test_versions_and_updates_in_memory_that_rank_zero_has_in_common(
+    ran: Ran, start_mpich: Any, start_tolerant: Any, config: str, tmp_path: Path
+) -> None:
+    """The same bits as by messages, through both MPIs, from few rows and slots, and where workers die."""
+    sets = (*BUFFERED, "memory.piece_bytes=4194304")
+    alone = same(ran(1, tmp_path / "alone", config, *sets))
+    few = ("memory.server_updates_bytes=3000000", "memory.server_versions_bytes=3000000")
+    assert same(ran(3, tmp_path / "common", config, *sets)) == alone
+    assert same(ran(4, tmp_path / "mpich", config, *sets, how=start_mpich)) == alone
+    assert same(ran(3, tmp_path / "few", config, *sets, *few)) == alone
+    assert same(ran(3, tmp_path / "apart", config, *sets, env={"FEDSIM_NODE_CACHE": "off"})) == alone
+    sizes = {name: sum(received(tmp_path / name).values()) for name in ("common", "apart")}
+    assert sizes["common"] == sizes["apart"] > 0, "a version is counted for each worker that is given it, either way"
+    env = {"FEDSIM_INJECT": "kill-receiving:4@1;segv:3@2"}
+    died = ran(4, tmp_path / "died", config, *sets, "fault_tolerant=true", env=env, how=start_tolerant)
+    assert same(died) == alone

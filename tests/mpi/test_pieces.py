@@ -13,7 +13,9 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from mpi4py import MPI
-from fedsim.comm.mpi import Channels, MpiTransport, WorkerChannel
+from fedsim.comm.channels import Channels
+from fedsim.comm.mpi import MpiTransport
+from fedsim.comm.working import WorkerChannel
 from fedsim.comm.transport import Command, Counters, Lengths, Trained
 from fedsim.types import Task, TaskReport
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -68,20 +65,10 @@ def test_without_nodes_everything_comes_to_each_worker_alone() -> None:
     assert ledger.lose(1) == []
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(nodes, "FOLDER", str(tmp_path))
-    return tmp_path
-
-
-def shelf_at(path: str, n_slots: int, n_values: int) -> Shelf:
-    return Shelf(nodes._mapped(path, os.stat(path).st_size), n_slots, n_values)
-
-
-def test_what_one_process_shows_the_others_see(folder: Path) -> None:
-    path, n_slots = nodes._made(3, 1000)
-    one, other = (shelf_at(path, n_slots, 1000) for _ in range(2))
-    os.unlink(path)
+def test_what_one_worker_shows_the_others_see() -> None:
+    n_bytes, n_slots = nodes._size(3, 1000, 2**30)
+    memory = mmap.mmap(-1, n_bytes)
+    one, other = (Shelf(memory, n_slots, 1000) for _ in range(2))
     assert n_slots == 3
     for version, slot in ((0, 2), (7, 0)):
         assert not Shown(other, slot, version).Test()
@@ -95,36 +82,7 @@ def test_what_one_process_shows_the_others_see(folder: Path) -> None:
     assert other.shows(0, 7)
 
 
-def test_takes_fewer_slots_where_there_is_less_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "free_room", lambda _: 2 * (4096 + 2 * 4096) + 100)
-    assert nodes._made(8, 1024)[1] == 2
-    monkeypatch.setattr(nodes, "free_room", lambda _: 9000)
+def test_takes_fewer_slots_where_there_is_less_room() -> None:
+    assert nodes._size(8, 1024, 2 * (4096 + 2 * 4096) + 100) == (3 * 4096, 2)
     with pytest.raises(OSError, match=r"9,000 bytes are free, a version of 4,096 needs 16,384"):
-        nodes._made(8, 1024)
-    assert len(list(folder.iterdir())) == 1
-
-
-def test_no_file_is_left_where_its_room_cannot_be_had(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        nodes._made(2, 1024)
-    assert not list(folder.iterdir())
-
-
-def test_the_room_is_really_taken(folder: Path) -> None:
-    path, n_slots = nodes._made(2, 1024)
-    status = os.stat(path)
-    assert status.st_size == 4096 + n_slots * 4096 and status.st_blocks * 512 >= status.st_size
-    assert status.st_mode & 0o077 == 0
-
-
-def test_another_file_of_that_name_is_not_mapped(folder: Path) -> None:
-    (folder / "x").write_bytes(b"0" * mmap.PAGESIZE)
-    with pytest.raises(OSError, match="not the file that was made"):
-        nodes._mapped(str(folder / "x"), 2 * mmap.PAGESIZE)
-    (folder / "link").symlink_to(folder / "x")
-    with pytest.raises(OSError):
-        nodes._mapped(str(folder / "link"), mmap.PAGESIZE)
+        nodes._size(8, 1024, 9000)

@@ -47,17 +47,24 @@ class Sizes(NamedTuple):
     n_update: int
     n_slots: int
     n_version: int
+    least_rows: int = 1
 
     @classmethod
-    def fitting(cls, n_rows: int, n_update: int, n_slots: int, n_version: int, piece: int) -> Sizes:
-        """As many as are wanted, as far as memory is to be given for them; none of what travels in pieces."""
+    def fitting(
+        cls, n_rows: int, n_update: int, n_slots: int, n_version: int, piece: int, least_rows: int = 1
+    ) -> Sizes:
+        """As many as are wanted, as far as memory is to be given for them; none of what travels in pieces.
+
+        Fewer rows than `least_rows` are of no use.
+        """
         n_rows = min(n_rows, _MOST_BYTES // (4 * n_update)) if n_update <= piece else 0
         n_slots = min(n_slots, _MOST_BYTES // (4 * n_version)) if n_version <= piece else 0
-        return cls(n_rows, n_update, n_slots, n_version)
+        return cls(n_rows, n_update, n_slots, n_version, least_rows).halved(0)
 
     def halved(self, n: int) -> Sizes:
-        """Half of the rows and slots, `n` times."""
-        return self._replace(n_rows=self.n_rows >> n, n_slots=self.n_slots >> n)
+        """Half of the rows and slots, `n` times; no rows where those would be too few."""
+        n_rows = self.n_rows >> n
+        return self._replace(n_rows=n_rows if n_rows >= self.least_rows else 0, n_slots=self.n_slots >> n)
 
     @property
     def row_bytes(self) -> int:
@@ -146,9 +153,11 @@ class CommonShelf:
         self._first = _rows_at(sizes, n_workers)
 
     def read(self, slot: int) -> Float32:
-        """The version in a slot, (V,)."""
+        """The version in a slot, (V,), read-only."""
         n_values = self._sizes.n_version
-        return np.frombuffer(self._memory, np.float32, n_values, self._first + slot * self._sizes.slot_bytes)
+        vector = np.frombuffer(self._memory, np.float32, n_values, self._first + slot * self._sizes.slot_bytes)
+        vector.flags.writeable = False
+        return vector
 
 
 @dataclass(slots=True)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
+
 from fedsim.comm.pieces import ALONE_BYTES, Incoming
 from fedsim.comm.transport import NO_VERSION, Command, Counters, Delivered, Message, Trained, WorkerCore
 from fedsim.errors import FedsimError
@@ -103,6 +105,10 @@ class InlineTransport:
 
 def _apart(message: Message) -> Message:
     """The same message; large rows in memory of their own, as they come from elsewhere."""
-    if isinstance(message, Trained | Delivered) and len(message.rows) > 1 and message.rows[0].nbytes >= ALONE_BYTES:
-        return message._replace(rows=[row.copy() for row in message.rows])
+    if isinstance(message, Trained | Delivered) and len(message.rows) and message.rows[0].nbytes >= ALONE_BYTES:
+        return message._replace(rows=[row.copy() if _is_part(row) else row for row in message.rows])
     return message
+
+
+def _is_part(row: Row) -> bool:
+    return isinstance(row.base, np.ndarray) and row.base.nbytes > row.nbytes

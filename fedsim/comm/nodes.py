@@ -3,7 +3,7 @@
 Rank zero says with each version that is coming where it lies (`Ledger`): in a slot that this worker is to receive it
 into, in one that another worker of its node receives it into, or nowhere, so that it comes to this worker alone. Who
 received one shows its number beside the slot; the others look for it as they look for messages (`Shown`). On rank
-zero's own node versions that travel in one piece lie where rank zero made them (`fedsim.comm.commons`).
+zero's own node versions that travel in one piece lie where rank zero put them (`fedsim.comm.commons`).
 
 Only rank zero gives slots away, and gives one away again when all workers of the node have been told to forget its
 version, which they are when nobody uses it any more: so nobody reads what is being written. Where there is no room for
@@ -196,7 +196,8 @@ def open_nodes(comm: MPI.Intracomm, n_values: int, most_slots: int, sizes: Sizes
         elif common is not None:
             opened = opened._replace(common_shelf=common)
     if n_values >= LEAST_VALUES and comm.size > 2:  # the same at every rank, which an environment need not be
-        has_versions = sizes.n_slots > 0 and (opened.commons is not None or opened.common_shelf is not None)
+        has_versions = opened.commons is not None and opened.commons.versions.n_slots > 0
+        has_versions |= opened.common_shelf is not None and opened.common_shelf.has_versions
         opened = _with_shelf(comm, host, n_values, 0 if has_versions else most_slots, opened)
     host.Free()
     return opened

@@ -16,13 +16,18 @@ _YOUNG = 50_000  # objects more than have gone, at which the youngest are search
 
 @contextmanager
 def settled_heap() -> Iterator[None]:
-    """What there is now is not searched inside, and what comes is searched less often; afterwards all is as before."""
-    before, is_outermost = gc.get_threshold(), gc.get_freeze_count() == 0
+    """What there is now is not searched inside, and what comes is searched less often; afterwards all is as before.
+
+    Nothing is changed where somebody has frozen something, or has turned the search off.
+    """
+    before = gc.get_threshold()
+    if gc.get_freeze_count() or not gc.isenabled() or not before[0]:
+        yield
+        return
     gc.freeze()
     gc.set_threshold(_YOUNG, *before[1:])
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        if is_outermost:
-            gc.unfreeze()
+        gc.unfreeze()

@@ -27,13 +27,14 @@ def sizes_in_common(made: Plan, n_workers: int) -> Sizes:
     n_due = min(in_flight, -(-in_flight // n_workers) * min(bounds.buffer_rows, _WAITING))
     n_most = min(bounds.worker_rows, bounds.server_rows * bounds.buffer_rows // n_workers)
     n_rows = min(n_due + bounds.n_groups * bounds.group_size, n_most)
-    has_rows = made.codec is None and not bounds.sums and n_rows >= bounds.group_size
+    has_rows = made.codec is None and not bounds.sums
     return Sizes.fitting(
         n_rows if has_rows else 0,
         made.layout.n_parameters,
         n_slots if made.config.compression.versions == "float32" else 0,
         made.n_version_values,
         memory.piece_bytes // 4,
+        bounds.group_size,
     )
 
 

@@ -49,6 +49,7 @@ from fedsim.engine.watchdog import Watch
 from fedsim.engine.worker import Room, Worker
 from fedsim.errors import ConfigError, FedsimError, LaunchError, RecordError, StalledError, StateLostError
 from fedsim.record.join import join
+from fedsim.recycled import Recycled
 from fedsim.schedule.clock import WallClock
 from fedsim.schedule.placement import placement
 from fedsim.schedule.schedule import Schedule
@@ -370,8 +371,7 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
     lengths = lengths_of(made)
     with channels.bell:
         if caller.world.rank == 0:
-            if nodes.commons is not None:
-                made.rule.make_in(nodes.commons.versions.empty)
+            made.rule.make_in(Recycled().empty if nodes.commons is None else nodes.commons.versions.empty)
             transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger, nodes.commons)
             return _serve(made, begun, attempt, caller, transport, clock, watch)
         room = None if nodes.common_shelf is None else nodes.common_shelf.rows
@@ -428,6 +428,7 @@ def _worker(
         encoded_bytes=None if made.codec is None else made.codec.n_bytes,
         receive=partial(received, form=config.compression.versions),
         room=room,
+        group_size=made.group_size,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedsim.aggregation.fixed import FixedSum
 from fedsim.comm.faults import Trouble
+from fedsim.comm.pieces import ALONE_BYTES
 from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Failed, Summed, Trained
 from fedsim.comm.wire import MAX_TASKS
 from fedsim.errors import FedsimError
@@ -85,9 +86,11 @@ class Worker:
         encoded_bytes: int | None = None,
         receive: Callable[[Row], Float32] = lambda vector_P: vector_P,
         room: Room | None = None,
+        group_size: int = 1,
     ) -> None:
         """`encoded_bytes` of a row are what its clients have left there to travel, None: all of it; `receive` makes
-        float32 of a version as it travels; `room` is where rank zero finds updates that are not encoded."""
+        float32 of a version as it travels; `room` is where rank zero finds updates that are not encoded; `group_size`
+        is how many tasks come at once, or fewer."""
         self._index = index
         self._host = host
         self._n_parameters = n_parameters
@@ -101,8 +104,8 @@ class Worker:
         self._encoded_bytes = encoded_bytes
         self._receive = receive
         self._room = room if encoded_bytes is None else None
+        self._group_size = group_size
         self._recycled = Recycled()
-        self._most = 0  # tasks of a group so far
         self._versions: dict[int, Float32] = {}
         self._held: dict[int, Row] = {}
         self._measured_s = -math.inf
@@ -121,6 +124,9 @@ class Worker:
         except (Exception, SystemExit) as error:
             failed.append(self._failed(error, tasks))
             reports = []
+        except BaseException:  # sent home
+            self._give_back(places)
+            raise
         if failed and len(tasks) > 1:
             reports, kept = self._one_by_one(tasks, out, progress, failed)
             rows, send = self._without(places, out, kept), [send[row] for row in kept]
@@ -147,9 +153,10 @@ class Worker:
         return ([], self._own_rows(n)) if shared is None else shared
 
     def _own_rows(self, n: int) -> Float32:
-        """Rows (n, P) of this worker's own."""
-        self._most = max(self._most, n)
-        whole = self._recycled.empty(self._most * self._n_parameters)
+        """Rows (n, P) of this worker's own; large ones in the same memory again, since new memory has to be cleared."""
+        if 4 * self._n_parameters < ALONE_BYTES or n > self._group_size:
+            return np.empty((n, self._n_parameters), np.float32)
+        whole = self._recycled.empty(self._group_size * self._n_parameters)
         return whole[: n * self._n_parameters].reshape(n, self._n_parameters)
 
     def _finished(self, wanted: Rows, out: Rows) -> Row | Sequence[Row]:
@@ -165,10 +172,13 @@ class Worker:
     def _without(self, places: Sequence[int], out: Rows, kept: Sequence[int]) -> Row:
         """The updates of some tasks of a group, to be sent, since others failed; its shared rows are given back."""
         rows = np.stack([out[i] for i in kept]) if kept else np.empty((0, self._n_parameters), np.float32)
+        self._give_back(places)
+        return rows if self._encoded_bytes is None else encoded(rows, self._encoded_bytes)
+
+    def _give_back(self, places: Sequence[int]) -> None:
         if places:
             assert self._room is not None
             self._room.give_back(places)
-        return rows if self._encoded_bytes is None else encoded(rows, self._encoded_bytes)
 
     def _one_by_one(
         self, tasks: Sequence[Task], out: Rows, progress: Callable[[], None], failed: list[Failed]

@@ -135,6 +135,10 @@ class CapturedMachine:
         """See `fedsim.training.group.Machine.sample_losses`."""
         return self._machine.sample_losses(n_slots, n_steps)
 
+    def finish(self) -> None:
+        """See `fedsim.training.group.Machine.finish`."""
+        self._machine.finish()
+
     def read(self, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.read`."""
         self._machine.read(first, out)

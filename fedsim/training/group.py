@@ -60,6 +60,9 @@ class Machine(Protocol):
     def end_block(self, n_slots: int) -> None:
         """Called after the last step of a block if there is another for the first slots, before `batches` changes."""
 
+    def finish(self) -> None:
+        """Called when all clients are through, or left: nothing of theirs is looked at any more."""
+
     def sample_losses(self, n_slots: int, n_steps: int) -> Float64:
         """The loss of each sample of the block, float64 (n_slots, n_steps, B), before each step."""
 
@@ -133,7 +136,10 @@ class GroupTrainer:
         if self._full is not None:
             for i, shard in enumerate(shards):
                 full_G2[i, 0] = self._full_loss(slots.vector(i), shard)
-        losses_G2, bad_steps_G = self._fit(slots, shards, progress)
+        try:
+            losses_G2, bad_steps_G = self._fit(slots, shards, progress)
+        finally:
+            self._machine.finish()
         norms_G = slots.norms()
         if self._full is not None:
             for i, shard in enumerate(shards):
@@ -256,8 +262,9 @@ class _Slots:
 
     def write(self, machine: Machine, first: int, stop: int, payload: Payload) -> None:
         """Writes what the tasks of some slots came to, and takes the norms of what changed: of large updates while they
-        are still in the core's cache."""
-        n = 1 if self.base.vectors[0].nbytes >= _LARGE_BYTES else stop - first
+        are still in the core's cache, but for those that come from a device together."""
+        is_large = machine.batches.is_on_host and self.base.vectors[0].nbytes >= _LARGE_BYTES
+        n = 1 if is_large else stop - first
         for start in range(first, stop, n):
             base, out = self.base.part(start, start + n), self._out.part(start, start + n)
             if payload == "delta":

@@ -114,6 +114,9 @@ class SlabMachine:
     def end_block(self, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.end_block`."""
 
+    def finish(self) -> None:
+        """See `fedsim.training.group.Machine.finish`."""
+
     def read(self, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.read`."""
         self.weights.read(first, out)

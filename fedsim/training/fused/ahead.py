@@ -241,6 +241,10 @@ class Ahead:
             for m, new in zip(new_m, room, strict=True):
                 m.copy_(new)
 
+    def finish(self) -> None:
+        """All are through: their bases may go."""
+        self._given = None
+
     def subtract(self, first: int, out: Flat) -> None:
         """Writes weights less base of slots `first` and on, which are through."""
         self._write(first, out, less=1.0)

@@ -104,6 +104,11 @@ class FusedMachine(SlabMachine):
         if self._ahead is not None:
             self._ahead.end(n_slots)
 
+    def finish(self) -> None:
+        """See `fedsim.training.group.Machine.finish`."""
+        if self._ahead is not None:
+            self._ahead.finish()
+
     def read(self, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.read`."""
         super().read(first, out)

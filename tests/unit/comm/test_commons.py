@@ -106,7 +106,8 @@ def test_what_was_made_elsewhere_is_copied_into_a_slot_once() -> None:
 
 def test_what_travels_in_pieces_is_not_shared() -> None:
     assert Sizes.fitting(4, 100, 5, 200, 150) == Sizes(4, 100, 0, 200)
-    assert Sizes.fitting(4, 100, 5, 100, 99)[::2] == (0, 0)
+    assert Sizes.fitting(4, 100, 5, 100, 99) == Sizes(0, 100, 0, 100)
+    assert Sizes.fitting(4, 100, 5, 100, 150, 5) == Sizes(0, 100, 5, 100, 5), "not even a group's"
     many = Sizes.fitting(10**6, 2**18, 10**6, 2**18, 2**20)
     assert many.n_bytes(1) <= 2**29 + 2**20, "a quarter of a gigabyte each"
 

@@ -18,3 +18,13 @@ def test_what_was_there_is_not_searched_inside() -> None:
         assert gc.get_freeze_count() > n_frozen + 1000, "the outer one's"
         raise ZeroDivisionError
     assert gc.get_threshold() == threshold and gc.get_freeze_count() == n_frozen
+
+
+def test_a_search_that_somebody_turned_off_stays_off() -> None:
+    threshold = gc.get_threshold()
+    gc.set_threshold(0)
+    try:
+        with settled_heap():
+            assert gc.get_threshold()[0] == 0 and gc.get_freeze_count() == 0
+    finally:
+        gc.set_threshold(*threshold)

@@ -110,7 +110,7 @@ def group_bytes(
         first, n_block = machine.block_of(training, nodes, has_linear=has_linear, on_host=path == "fused")
         places = program.places_of(nodes, layout)
     except UnsupportedError:  # the captured path takes torch.func, too
-        places, forms, per_parameter = program.places_of([], layout), _STACKED_FORMS, per_parameter + 4
+        places, forms, per_parameter = program.places_of([], layout), _STACKED_FORMS, per_parameter + 9
         n_values += n_inputs
     own = 0 if first is None else program.places_of(nodes, layout, program.parameter_names(first)).n_floats
     weights = (places.n_floats - own) * per_parameter + own * 5 + _gradient_floats(nodes)

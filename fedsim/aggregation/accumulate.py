@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedsim import whereabouts
 from fedsim.recycled import Recycled
 from fedsim.types import Float32, Float64, Int64
 
@@ -99,7 +100,7 @@ class Kernels:
         assert self._compiled is not None
         new: list[Float32] = [self.new(state.weights_P.size) for is_made in makes_version if is_made]
         places = np.zeros(addresses.size, np.int64)
-        places[np.array(makes_version)] = [vector_P.__array_interface__["data"][0] for vector_P in new]
+        places[np.array(makes_version)] = whereabouts.addresses(new)
         self._compiled.consume(state.weights_P, state.accumulator_P, addresses, places, np.array(steps))
         return new
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedsim.comm.pieces import ALONE_BYTES
-from fedsim.comm.sharedfile import PAGE_BYTES, Fence, map_together, whole_pages
+from fedsim.comm.sharedfile import Fence, map_together, whole_pages
 from fedsim.recycled import Recycled
 from fedsim.types import Float32, Row
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 PRIVATE = -1  # a place: comes to this worker alone, by a message
-_MOST_HALVINGS = 32
 _MOST_BYTES = 2**28  # of the versions of a host, and of the rows of each worker
 
 
@@ -67,6 +66,11 @@ class Sizes(NamedTuple):
         return self._replace(n_rows=n_rows if n_rows >= self.least_rows else 0, n_slots=self.n_slots >> n)
 
     @property
+    def are_none(self) -> bool:
+        """Whether there is nothing to share."""
+        return not self.n_rows and not self.n_slots
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a worker's rows, which lie one behind the other."""
         return whole_pages(4 * self.n_update * self.n_rows)
@@ -90,7 +94,7 @@ class Rows:
 
     def __init__(self, memory: mmap.mmap, offset: int, sizes: Sizes) -> None:
         self._memory = memory
-        self._n_rows, self._n_values = sizes.n_rows, sizes.n_update
+        self._n_values = sizes.n_update
         self._are_large = 4 * sizes.n_update >= ALONE_BYTES
         self._marks_R = np.frombuffer(memory, np.uint8, sizes.n_rows, offset)  # 1: not the worker's to write
         self._first = offset + whole_pages(sizes.n_rows)
@@ -134,8 +138,7 @@ class Rows:
 
     def _returned(self, first: int, n: int, _: object) -> None:
         del self._held[first]
-        self._fence()
-        self._marks_R[first : first + n] = 0
+        self.give_back(range(first, first + n))
 
     def _at(self, first: int, n: int) -> Float32:
         offset = self._first + 4 * first * self._n_values
@@ -250,7 +253,7 @@ def open_commons(host: MPI.Intracomm, workers: Sequence[int], sizes: Sizes) -> C
     room.
     """
     n_workers = len(workers)
-    if not n_workers or not (sizes.n_rows or sizes.n_slots):
+    if not n_workers or sizes.are_none:
         return None
     together = map_together(host, partial(_fitted, sizes, n_workers), "updates and versions travel by messages")
     if together is None:
@@ -269,15 +272,12 @@ def _fitted(sizes: Sizes, n_workers: int, free_bytes: int) -> tuple[int, int]:
     Raises:
         OSError: there is room for nothing.
     """
-    most = free_bytes // 2  # MPI needs room there, too
-    for n_halvings in range(_MOST_HALVINGS):
-        some = sizes.halved(n_halvings)
-        n_bytes = max(PAGE_BYTES, some.n_bytes(n_workers))
-        if not (some.n_rows or some.n_slots):
-            break
-        if n_bytes <= most:
-            return n_bytes, n_halvings
-    raise OSError(None, f"{free_bytes:,} bytes are free, {2 * sizes.n_bytes(n_workers):,} are needed")
+    n_halvings, most = 0, free_bytes // 2  # MPI needs room there, too
+    while (some := sizes.halved(n_halvings)).n_bytes(n_workers) > most:
+        n_halvings += 1
+    if some.are_none:
+        raise OSError(None, f"{free_bytes:,} bytes are free, {2 * sizes.n_bytes(n_workers):,} are needed")
+    return some.n_bytes(n_workers), n_halvings
 
 
 def _rows_at(sizes: Sizes, worker: int) -> int:

@@ -41,7 +41,7 @@ def sizes_in_common(made: Plan, n_workers: int) -> Sizes:
 def text(made: Plan) -> str:
     """What `fedsim check` says of it."""
     sizes = sizes_in_common(made, 1)
-    if not sizes.n_rows and not sizes.n_slots:
+    if sizes.are_none:
         return "nothing: updates and versions travel by messages"
     return (
         f"besides, on rank zero's host: at most {sizes.n_rows:,} updates a worker, fewer where there are several, and "

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedsim.comm.tables import REPORT, TASK
 from fedsim.schedule.ahead import Planned
 from fedsim.types import Float32, Int64, Outcome, Task, TaskReport
+from fedsim.whereabouts import addresses
 
 
 class Stage:
@@ -92,7 +93,7 @@ class Rows:
         self.worker[index] = worker
         self.reports[index] = reports
         self.submitted_s[index], self.arrived_s[index] = submitted_s, arrived_s
-        self.address[index] = _addresses(updates)
+        self.address[index] = addresses(updates)
         self.vectors.update(zip((index + self.first).tolist(), updates, strict=True))
 
     def task(self, index: int) -> Task:
@@ -120,14 +121,3 @@ class Rows:
         columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
         columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]
         return [*columns, self.weight[part], reports["update_norm"], *self.scalars[part].T]
-
-
-def _addresses(updates: Any) -> Int64:
-    """Those of the first values of updates (G,)."""
-    if isinstance(updates, np.ndarray):
-        return _address(updates) + updates.strides[0] * np.arange(len(updates))
-    return np.array([_address(update_P) for update_P in updates], np.int64)
-
-
-def _address(array: NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])  # in half the time of `array.ctypes.data`

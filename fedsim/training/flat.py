@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.types import Int64
+from fedsim.whereabouts import address, addresses
 
 Vector = NDArray[Any]
 
@@ -22,17 +23,14 @@ Vector = NDArray[Any]
 class Flat:
     """Vectors (P,) of one type, each without gaps, or an array (G, P); `addresses_G` are where they begin."""
 
-    def __init__(self, vectors: Sequence[Vector] | Vector) -> None:
+    def __init__(self, vectors: Sequence[Vector] | Vector, addresses_G: Int64 | None = None) -> None:
+        """`addresses_G` where they are known."""
         self.vectors: Any = vectors
         self._rows_GP = vectors if isinstance(vectors, np.ndarray) else None  # where they lie together
         self.is_one = self._rows_GP is None and all(vector is vectors[0] for vector in vectors)
-        self.addresses_G: Int64
-        if self._rows_GP is not None:
-            self.addresses_G = address(self._rows_GP) + self._rows_GP.strides[0] * np.arange(len(vectors))
-        elif self.is_one:
-            self.addresses_G = np.full(len(vectors), address(vectors[0]))
-        else:
-            self.addresses_G = np.array([address(vector) for vector in vectors], np.int64)
+        if addresses_G is None:
+            addresses_G = np.full(len(vectors), address(vectors[0])) if self.is_one else addresses(vectors)
+        self.addresses_G: Int64 = addresses_G
 
     @classmethod
     def of(cls, tensor_GP: Tensor) -> Flat:
@@ -52,11 +50,13 @@ class Flat:
 
     def part(self, start: int, stop: int) -> Flat:
         """Some of them."""
-        return self if start == 0 and stop == len(self.vectors) else Flat(self.vectors[start:stop])
+        if start == 0 and stop == len(self.vectors):
+            return self
+        return Flat(self.vectors[start:stop], self.addresses_G[start:stop])
 
     def one(self, i: int) -> Flat:
         """One of them."""
-        return Flat(self.vectors[i : i + 1])
+        return self.part(i, i + 1)
 
     def tensor(self) -> Tensor:
         """The vectors (G, P); one that all are is there once, with a stride of zero. A copy, not to be written to."""
@@ -71,8 +71,3 @@ class Flat:
             return
         for vector, values in zip(self.vectors, values_GP.cpu().numpy(), strict=True):
             vector[:] = values
-
-
-def address(array: Vector) -> int:
-    """That of an array's first number."""
-    return int(array.__array_interface__["data"][0])  # in half the time of `array.ctypes.data`

@@ -140,7 +140,7 @@ class GroupTrainer:
             losses_G2, bad_steps_G = self._fit(slots, shards, progress)
         finally:
             self._machine.finish()
-        norms_G = slots.norms()
+        norms_G = slots.norms_G
         if self._full is not None:
             for i, shard in enumerate(shards):
                 full_G2[i, 1] = self._full_loss(slots.trained(i, self._payload), shard)
@@ -246,7 +246,7 @@ class _Slots:
         self.rates_G1 = np.array([[task.learning_rate] for task in self.tasks])
         self.base = Flat([base_of(task.base_version) for task in self.tasks])
         self._out = Flat(out if self._order is None else [out[i] for i in self._order])
-        self._norms_G = np.full(n, math.nan)
+        self.norms_G = np.full(n, math.nan)  # of what training changed, once it is written
         self.linear_GP = None
         if linear_GP is not None:
             self.linear_GP = torch.from_numpy(linear_GP if self._order is None else linear_GP[self._order])
@@ -271,11 +271,7 @@ class _Slots:
                 machine.subtract(base, start, out)
             else:
                 machine.read(start, out)
-            self._norms_G[start : start + n] = update_norms(out, None if payload == "delta" else base)
-
-    def norms(self) -> Float64:
-        """The norms of what training changed (G,), by slot; nan for what is not written."""
-        return self._norms_G
+            self.norms_G[start : start + n] = update_norms(out, None if payload == "delta" else base)
 
     def trained(self, slot: int, payload: Payload) -> Float32:
         """The trained weights of a slot's task, (P,)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.config import TrainingConfig
 from fedsim.training.flat import Flat
 from fedsim.training.fused import optimizers
-from fedsim.training.fused.memory import Places
+from fedsim.training.fused.memory import Places, on_device
 from fedsim.training.groupbatches import Batch, GroupBatches
 from fedsim.training.noise import Dropout, Keys, Masks
 from fedsim.training.objectives import TaskLoss
@@ -68,7 +68,7 @@ class SlabMachine:
         n_slots = len(base)
         self.weights.load(base)
         self._rates_G1[:n_slots] = rates_G1
-        linear = None if linear_GP is None else self._here(linear_GP)
+        linear = None if linear_GP is None else on_device(linear_GP, self._rates_G1.device)
         self.stepper.start(n_slots, self._rates_G1, linear)
         self.masks.start(keys)
         self._n_at_work = self.n_slots
@@ -124,9 +124,3 @@ class SlabMachine:
     def subtract(self, base: Flat, first: int, out: Flat) -> None:
         """See `fedsim.training.group.Machine.subtract`."""
         self.weights.subtract(base, first, out)
-
-    def _here(self, vectors_GP: Tensor) -> Tensor:
-        """Vectors on the device of the weights; one that is given for all slots is sent once."""
-        if vectors_GP.stride(0) == 0:
-            return vectors_GP[:1].to(self._rates_G1.device).expand(vectors_GP.shape)
-        return vectors_GP.to(self._rates_G1.device)

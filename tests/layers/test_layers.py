@@ -23,6 +23,7 @@ LEVELS = {
     "errors": 0,
     "addresses": 0,
     "recycled": 0,
+    "whereabouts": 0,
     "philox": 0,
     "seeding": 0,
     "layout": 0,

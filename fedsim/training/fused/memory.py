@@ -144,7 +144,7 @@ class Slab:
         if self._takes(vectors):
             moving.load(self._one, self._table, vectors.addresses_G, self._n_bytes)
             return
-        self._put(self._here(vectors))
+        self._put(on_device(vectors.tensor(), self._device))
 
     def put(self, vectors_GP: Tensor) -> None:
         """`load`, of vectors that are on the slab's device."""
@@ -162,7 +162,7 @@ class Slab:
         if self._takes(base) and self._takes(out):
             moving.subtract(self._one, self._table, first, base.addresses_G, out.addresses_G, self._n_bytes)
             return
-        base_GP = self._here(base)
+        base_GP = on_device(base.tensor(), self._device)
         self._write(out, lambda name, place: self._from(name, first, out) - _part(base_GP, place))
 
     def read(self, first: int, out: Flat) -> None:
@@ -174,13 +174,6 @@ class Slab:
 
     def _from(self, name: str, first: int, out: Flat) -> Tensor:
         return self.rows(name, first + len(out))[first:]
-
-    def _here(self, vectors: Flat) -> Tensor:
-        """Vectors on the slab's device; one that all are is sent once."""
-        vectors_GP = vectors.tensor()
-        if vectors.is_one:
-            return vectors_GP[:1].to(self._device).expand(vectors_GP.shape)
-        return vectors_GP.to(self._device)
 
     def _write(self, out: Flat, values_of: Callable[[str, Place], Tensor]) -> None:
         """Writes what torch computes to the vectors, in one transfer where that is all of them."""
@@ -201,6 +194,13 @@ class Slab:
     def _takes(self, vectors: Flat) -> bool:
         """Whether compiled code can move these vectors: to or from a slab on the host, of the same type."""
         return self._is_compiled and vectors.dtype == (np.float32 if self._n_bytes == 4 else np.float64)
+
+
+def on_device(vectors_GP: Tensor, device: torch.device) -> Tensor:
+    """Vectors on a device; one that is given for all slots is sent once."""
+    if vectors_GP.stride(0) == 0:
+        return vectors_GP[:1].to(device).expand(vectors_GP.shape)
+    return vectors_GP.to(device)
 
 
 def _part(vectors_GP: Tensor, place: Place) -> Tensor:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,3 +210,30 @@ def test_ranks_are_not_ended_by_signals() -> None:
 
 def test_headline_names_rank_and_host() -> None:
     assert launching.headline(World(2, 8, None)).startswith("### rank 2 of 8 on ")
+
+
+def test_an_abort_waits_until_the_launcher_has_read_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    comm = FakeComm(0, 2)
+    read: list[bytes] = []
+
+    def read_late() -> None:
+        time.sleep(0.3)
+        assert not comm.aborted
+        read.append(os.read(reading, 100))
+
+    late = threading.Thread(target=read_late)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        print("last words", file=stream)
+        late.start()
+        with pytest.raises(SystemExit):
+            launching.abort(World(0, 2, comm), 75)
+        assert read == [b"last words\n"] and comm.aborted == [75]
+        print("words that nobody reads", file=stream)
+        start_s = time.monotonic()
+        with pytest.raises(SystemExit):
+            launching.abort(World(0, 2, comm), 75)
+        assert time.monotonic() - start_s < 10.0 and comm.aborted == [75, 75]
+    late.join()
+    os.close(reading)

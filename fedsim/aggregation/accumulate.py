@@ -7,12 +7,13 @@ array is read and written once a pass. Shape: `P` parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim import whereabouts
 from fedsim.recycled import Recycled
@@ -59,16 +60,6 @@ def fresh(weights_P: Float32) -> ServerState:
     return ServerState(weights_P.astype(np.float64), np.zeros(weights_P.size))
 
 
-class Step(NamedTuple):
-    """What `Kernels.add` or `Kernels.complete` are told of a vector; to `add` are `keep` and `scale` nothing."""
-
-    weight: float
-    kept: float = 1.0
-    keep: float = 1.0
-    scale: float = 1.0
-    is_first: bool = False
-
-
 class Kernels:
     """Block-wise passes with a scratch block of their own: one instance a rule."""
 
@@ -85,23 +76,29 @@ class Kernels:
         self._compiled = compiled
 
     @property
+    def compiled(self) -> ModuleType:
+        """`fedsim.aggregation.compiled`, once that is loaded."""
+        assert self._compiled is not None
+        return self._compiled
+
+    @property
     def takes_batches(self) -> bool:
         """Whether `consume` can be asked for."""
         return self._compiled is not None
 
     def consume(
-        self, state: ServerState, addresses: Int64, makes_version: Sequence[bool], steps: Sequence[Step]
+        self, state: ServerState, addresses: Int64, makes_version: NDArray[np.bool_], steps: Float64
     ) -> list[Float32]:
         """The versions made by `add` or `complete` of one vector after the other; bit for bit what these give.
 
-        The vectors are flat float32 (P,), by the addresses of their first values (R,). Sum and state of it are the
-        caller's to keep.
+        The vectors are flat float32 (P,), by the addresses of their first values (R,). `steps` (R, 5) are the weight,
+        kept, keep and scale that `add` or `complete` are told of each, and whether it is the first of its sum. Sum and
+        state of it are the caller's to keep.
         """
-        assert self._compiled is not None
-        new: list[Float32] = [self.new(state.weights_P.size) for is_made in makes_version if is_made]
+        new: list[Float32] = [self.new(state.weights_P.size) for _ in range(int(makes_version.sum()))]
         places = np.zeros(addresses.size, np.int64)
-        places[np.array(makes_version)] = whereabouts.addresses(new)
-        self._compiled.consume(state.weights_P, state.accumulator_P, addresses, places, np.array(steps))
+        places[makes_version] = whereabouts.addresses(new)
+        self.compiled.consume(state.weights_P, state.accumulator_P, addresses, places, steps)
         return new
 
     def add(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.types import Float32, Int64, Update
+from fedsim.types import Float32, Float64, Int64, Update
 
 if TYPE_CHECKING:
     from fedsim.aggregation.accumulate import ServerState
@@ -35,10 +35,11 @@ class Batch:
 
 
 class Consumed(NamedTuple):
-    """What a rule made of a batch: weight and scalars of each update, and the versions, new float32 vectors (P,)."""
+    """What a rule made of a batch: the weights of its updates (R,), their scalars (R, number of scalars), and the
+    versions, new float32 vectors (P,)."""
 
-    weights: Sequence[float]
-    scalars: Sequence[tuple[float, ...]]
+    weights: Float64
+    scalars: Float64
     versions: Sequence[Float32]
 
 
@@ -56,4 +57,21 @@ def one_by_one(rule: Rule, state: ServerState, batch: Batch) -> tuple[ServerStat
             state, said = rule.accumulate(state, update, arrival)
         weights.append(said.weight)
         scalars.append(said.scalars)
-    return state, Consumed(weights, scalars, versions)
+    scalars_RS = np.array(scalars, np.float64).reshape(len(batch), len(scalars[0]))
+    return state, Consumed(np.array(weights), scalars_RS, versions)
+
+
+def of_each(values: Int64, function: Callable[[int], float]) -> Float64:
+    """What a function gives for each of some whole numbers (R,), few of which differ; asked once for each of those.
+
+    >>> of_each(np.array([2, 3, 2]), lambda n: n / 2)
+    array([1. , 1.5, 1. ])
+    """
+    if (values == values[0]).all():
+        return np.full(values.size, function(int(values[0])))
+    known: dict[int, float] = {}
+    numbers = values.tolist()
+    for number in numbers:
+        if number not in known:
+            known[number] = function(number)
+    return np.array([known[number] for number in numbers], np.float64)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.addresses import array, pointer
 from fedsim.types import Float32, Float64, Int64
@@ -77,3 +78,34 @@ def consume(weights_P: Float64, total_P: Float64, addresses: Int64, new: Int64, 
             else:
                 complete(weights, total, vector, array(pointer(one, new[r] + 4 * start), (stop - start,)), weight, kept,
                          keep, scale, is_first)  # fmt: skip
+
+
+@_compiled
+def mean_steps(
+    shares: Float64, discounts: Float64, makes_version: NDArray[np.bool_], rate: float, weight_sum: float, n: int
+) -> tuple[Float64, float, int]:
+    """What `MeanRule.accumulate` and `complete` tell the kernels of `R` updates, (R, 5) as in `consume`.
+
+    And the sum of shares and the number of updates that the next version has when they are in.
+    """
+    steps = np.ones((shares.size, 5))
+    for r in range(shares.size):
+        weight_sum = shares[r] if n == 0 else weight_sum + shares[r]
+        steps[r, 0], steps[r, 3], steps[r, 4] = shares[r] * discounts[r], rate / weight_sum, n == 0
+        n += 1
+        if makes_version[r]:
+            weight_sum, n = 0.0, 0
+    return steps, weight_sum, n
+
+
+@_compiled
+def mixing_steps(weights: Float64, makes_version: NDArray[np.bool_], kept: float, n: int) -> tuple[Float64, float, int]:
+    """The same of FedAsync, of updates that enter with `weights`; what is kept of the old model in place of a sum."""
+    steps = np.ones((weights.size, 5))
+    for r in range(weights.size):
+        keep = (1.0 - weights[r]) * (kept if n else 1.0)
+        steps[r, 0], steps[r, 1], steps[r, 2], steps[r, 4] = weights[r], 1.0 - weights[r], keep, n == 0
+        kept, n = keep, n + 1
+        if makes_version[r]:
+            kept, n = 0.0, 0
+    return steps, kept, n

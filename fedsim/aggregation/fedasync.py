@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, Step
-from fedsim.aggregation.batch import Batch, Consumed
+import numpy as np
+
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
+from fedsim.aggregation.batch import Batch, Consumed, of_each
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale, staleness_function
 from fedsim.config import FedAsyncRule
@@ -35,7 +37,7 @@ class FedAsync(BaseRule):
     def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
         if is_too_stale(arrival.staleness, self._max_staleness):
             return state, Diagnostics(0.0)
-        weight = self._alpha * self._staleness(arrival.staleness)
+        weight = self._weight(arrival.staleness)
         self._kernels.add(state, update.vector_P, weight, keep=1.0 - weight, ready=update.ready)
         state.weight_sum = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
         state.n_accumulated += 1
@@ -46,27 +48,27 @@ class FedAsync(BaseRule):
     ) -> tuple[ServerState, Diagnostics, Float32]:
         if is_too_stale(arrival.staleness, self._max_staleness):
             return super().complete(state, update, arrival)
-        weight = self._alpha * self._staleness(arrival.staleness)
+        weight = self._weight(arrival.staleness)
         keep = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
         mix = {"kept": 1.0 - weight, "keep": keep, "scale": 1.0}
         new_P = self._kernels.complete(state, update.vector_P, weight, **mix, ready=update.ready)
         return state, Diagnostics(weight), new_P
 
     def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
-        staleness, makes_version = batch.staleness.tolist(), batch.makes_version.tolist()
-        if not self._kernels.takes_batches or is_too_stale(max(staleness), self._max_staleness):
+        if not self._kernels.takes_batches or is_too_stale(int(batch.staleness.max()), self._max_staleness):
             return super().consume(state, batch)
-        steps: list[Step] = []
-        for lag, is_made in zip(staleness, makes_version, strict=True):
-            weight = self._alpha * self._staleness(lag)
-            keep = (1.0 - weight) * (state.weight_sum if state.n_accumulated else 1.0)
-            steps.append(Step(weight, 1.0 - weight, keep, 1.0, state.n_accumulated == 0))
-            state.weight_sum, state.n_accumulated = (0.0, 0) if is_made else (keep, state.n_accumulated + 1)
-        versions = self._kernels.consume(state, batch.addresses, makes_version, steps)
-        return state, Consumed([step.weight for step in steps], [()] * len(steps), versions)
+        weights = of_each(batch.staleness, self._weight)
+        steps, state.weight_sum, state.n_accumulated = self._kernels.compiled.mixing_steps(
+            weights, batch.makes_version, state.weight_sum, state.n_accumulated
+        )
+        versions = self._kernels.consume(state, batch.addresses, batch.makes_version, steps)
+        return state, Consumed(weights, np.empty((len(batch), 0)), versions)
+
+    def _weight(self, staleness: int) -> float:
+        return self._alpha * self._staleness(staleness)
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:
-        return 0.0 if is_too_stale(staleness, self._max_staleness) else self._alpha * self._staleness(staleness)
+        return 0.0 if is_too_stale(staleness, self._max_staleness) else self._weight(staleness)
 
     def commit(self, state: ServerState) -> ServerState:
         if state.n_accumulated:

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState, Step
-from fedsim.aggregation.batch import Batch, Consumed
+from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
+from fedsim.aggregation.batch import Batch, Consumed, of_each
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale
-from fedsim.types import Float32, Int64, TaskReport, Update
+from fedsim.types import Float32, TaskReport, Update
 
 
 class MeanRule(BaseRule):
@@ -65,39 +65,27 @@ class MeanRule(BaseRule):
         return state, Diagnostics(weight), new_P
 
     def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
-        staleness = batch.staleness.tolist()
         is_plain = self._is_plain and self.sums_at_workers and self._kernels.takes_batches
-        if not is_plain or is_too_stale(max(staleness), self._max_staleness):
+        if not is_plain or is_too_stale(int(batch.staleness.max()), self._max_staleness):
             return super().consume(state, batch)
-        shares = self._shares(batch.n_samples)
-        if not all(shares):
+        shares = of_each(batch.n_samples, self._share)
+        if not shares.all():
             return super().consume(state, batch)
-        makes_version = batch.makes_version.tolist()
-        steps: list[Step] = []
-        for share, lag, is_made in zip(shares, staleness, makes_version, strict=True):
-            is_first = state.n_accumulated == 0
-            weight = share * self.discount(lag)
-            state.weight_sum = share if is_first else state.weight_sum + share
-            scale = self._server_learning_rate / state.weight_sum
-            steps.append(Step(weight, scale=scale, is_first=is_first))
-            state.n_accumulated += 1
-            if is_made:
-                state.weight_sum, state.n_accumulated = 0.0, 0
-        versions = self._kernels.consume(state, batch.addresses, makes_version, steps)
-        return state, Consumed([step.weight for step in steps], [()] * len(steps), versions)
+        steps, state.weight_sum, state.n_accumulated = self._kernels.compiled.mean_steps(
+            shares, of_each(batch.staleness, self.discount), batch.makes_version, self._server_learning_rate,
+            state.weight_sum, state.n_accumulated,
+        )  # fmt: skip
+        versions = self._kernels.consume(state, batch.addresses, batch.makes_version, steps)
+        return state, Consumed(steps[:, 0], np.empty((len(batch), 0)), versions)
 
-    def _shares(self, n_samples: Int64) -> list[float]:
-        """The shares of updates of so many samples, on which alone they depend (`sums_at_workers`)."""
-        known: dict[int, float] = {}
-        for n in n_samples.tolist():
-            if n not in known:
-                known[n] = self.share(TaskReport(0, 0, n, 0, math.nan, math.nan, math.nan, 0.0))
-        return [known[n] for n in n_samples.tolist()]
+    def _share(self, n_samples: int) -> float:
+        """The share of an update of so many samples, on which alone it depends (`sums_at_workers`)."""
+        return self.share(TaskReport(0, 0, n_samples, 0, math.nan, math.nan, math.nan, 0.0))
 
     def planned_weight(self, n_samples: int, staleness: int) -> float:
         if is_too_stale(staleness, self._max_staleness):
             return 0.0
-        (share,) = self._shares(np.array([n_samples]))
+        share = self._share(n_samples)
         return share * self.discount(staleness) if share else 0.0
 
     def commit(self, state: ServerState) -> ServerState:

@@ -54,7 +54,7 @@ def watch_server(watch: Stopwatch) -> None:
     from fedsim import aggregation
     from fedsim.record.writer import RecordWriter
 
-    watch.watch(RecordWriter, ("append", "extend", "extend_columns", "tick", "flush"), "record")
+    watch.watch(RecordWriter, ("append", "extend_columns", "tick", "flush"), "record")
     build = aggregation.build
 
     def built(*args: Any, **kwargs: Any) -> Any:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.aggregation import Arrival
 from fedsim.aggregation.batch import Batch, one_by_one
-from fedsim.engine.lane import Lane, counted
+from fedsim.engine.lane import Lane
 from fedsim.engine.making import Left, Merged
 from fedsim.engine.passing import SupplyWithLane
-from fedsim.engine.rows import Rows
+from fedsim.engine.rows import Rows, counted
 from fedsim.engine.server import Server
 from fedsim.errors import RecordError
-from fedsim.types import Float32, Outcome, Update
+from fedsim.types import Float32, Float64, Int64, Outcome, Update
 
 _RECORDED_TOGETHER = 256  # rows
 _RECORD_EVERY_S = 0.1  # or fewer, so often
@@ -126,8 +127,7 @@ class ServerWithLane(Server):
         lane.pump(is_waiting=not lane.is_next_here())
         self._n_reached += n
         self.pulse.n_updates += n
-        told = zip(rows.arrival_s[part].tolist(), staleness.tolist(), consumed.weights, strict=True)
-        self._note_versions(first, told, makes_version.tolist(), wall_s)
+        self._note_versions(first, staleness, consumed.weights, makes_version, rows.arrival_s[part], wall_s)
         self.pulse.virtual_s = float(rows.arrival_s[part][-1])
         for version, n_users in counted(bases):
             self._supply.release_version(version, n_users)
@@ -148,23 +148,29 @@ class ServerWithLane(Server):
         self.pulse.version += len(versions)
 
     def _note_versions(
-        self, first: int, told: Iterable[tuple[float, int, float]], makes_version: Sequence[bool], wall_s: float
+        self,
+        first: int,
+        staleness: Int64,
+        weights: Float64,
+        makes_version: NDArray[np.bool_],
+        arrival_s: Float64,
+        wall_s: float,
     ) -> None:
-        """Records and evaluates the versions after `first`; of every row are told its time, staleness and weight."""
-        made: list[tuple[float, ...]] = []
-        for (virtual_s, staleness, weight), is_made in zip(told, makes_version, strict=True):
-            self._merged.add(staleness, weight)
-            if is_made:
-                version = first + len(made) + 1
-                made.append(self._merged.row(version, virtual_s, wall_s))
-                self._merged = Merged()
-                if self._evaluations.are_due(version):
-                    self._evaluations.published(version, virtual_s)
-                    self._supply.release_version(version)
-        if made:
-            self._supply.release_version(first)
-            self._recorder.extend("versions", made)
-            self._evaluations.collect()
+        """Records and evaluates the versions after `first` that the updates (R,) made."""
+        assert self._lane is not None
+        made, begun = self._lane.compiled.merged(self._merged.numbers(), staleness, weights, makes_version)
+        self._merged = Merged.of(begun)
+        n = len(made)
+        if not n:
+            return
+        version, virtual_s = np.arange(first + 1, first + n + 1), arrival_s[makes_version]
+        self._recorder.extend_columns("versions", Merged.columns(version, virtual_s, np.full(n, wall_s), made))
+        for number, at_s in zip(version.tolist(), virtual_s.tolist(), strict=True):
+            if self._evaluations.are_due(number):
+                self._evaluations.published(number, at_s)
+                self._supply.release_version(number)
+        self._supply.release_version(first)
+        self._evaluations.collect()
 
     def _one_of(
         self, rows: Rows, first: int, staleness: Sequence[int], met_version: Sequence[int], i: int
@@ -172,7 +178,7 @@ class ServerWithLane(Server):
         """All that is known of the i-th of the rows from index `first` on."""
         task = rows.task(first + i)
         base_P = self._versions.get(task.base_version) if self._needs_base else None
-        vector_P = rows.vectors[rows.first + first + i]
+        vector_P = rows.vector(first + i)
         if self._unpacking is not None:
             vector_P = self._unpacking.vector(vector_P, base_P)
         return Update(rows.report(first + i), vector_P), Arrival(

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.aggregation.batch import of_each
 from fedsim.comm.tables import ReportTable, TaskTable
 from fedsim.comm.transport import Command, Trained
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
-from fedsim.engine.rows import Rows, Stage
+from fedsim.engine.rows import Rows, Stage, counted
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.versions import VersionStore
 from fedsim.schedule.alone import Federation, reason_against
@@ -84,6 +85,9 @@ class Lane:
         n_merge: int,
         n_scalars: int = 0,
     ) -> None:
+        from fedsim.engine import compiled  # loads numba, as does a schedule ahead
+
+        self.compiled = compiled
         self._ahead = ahead
         self._versions = versions
         self._bounds = bounds
@@ -181,7 +185,7 @@ class Lane:
             elif index is not None and rows.stage[index] == Stage.POSTED:
                 item.state, item.worker, item.granted = State.POSTED, int(rows.worker[index]), True
             elif index is not None and rows.stage[index] == Stage.HERE:
-                item.state, item.report, item.row_P = State.HERE, rows.report(index), rows.vectors[rows.first + index]
+                item.state, item.report, item.row_P = State.HERE, rows.report(index), rows.vector(index)
                 item.arrived_s, item.worker = float(rows.arrived_s[index]), int(rows.worker[index])
             items.append(item)
         return items
@@ -222,8 +226,7 @@ class Lane:
     def consumed(self, n: int) -> None:
         """The next rows were applied, and what starts from the versions that were published can be trained."""
         rows, at = self.rows, self.row - self.rows.first
-        for row in range(self.row, self.row + n):
-            del rows.vectors[row]
+        rows.let_go(slice(at, at + n))
         if self._foreign:
             for number in rows.number[at : at + n].tolist():
                 self._foreign.pop(number, None)
@@ -383,12 +386,11 @@ class Lane:
         if group is None:
             self._foreign_trained(message, now_s)
             return
-        assert group.numbers.tolist() == reports.rows["task"].tolist()
+        assert (group.numbers == reports.rows["task"]).all()
         for version, n in group.bases:
             depot.shelves.unpin_from_tasks(message.worker, version, n)
         index = group.rows - self.rows.first
-        made_s = self._made_s
-        submitted_s: Any = [made_s[version] for version in self.rows.base[index].tolist()]
+        submitted_s = of_each(self.rows.base[index], self._made_s.__getitem__)
         self.rows.put(index, reports.rank, reports.rows, message.rows, submitted_s, now_s)
 
     def _foreign_trained(self, message: Trained, now_s: float) -> None:
@@ -401,20 +403,6 @@ class Lane:
             item.state, item.report, item.row_P, item.arrived_s = State.HERE, report, row_P, now_s
             if foreign.row >= 0:
                 self._put_foreign(foreign)
-
-
-def counted(versions: Int64) -> list[tuple[int, int]]:
-    """How many there are of each version.
-
-    >>> counted(np.array([3, 3, 5]))
-    [(3, 2), (5, 1)]
-    """
-    if (versions == versions[0]).all():
-        return [(int(versions[0]), versions.size)]
-    counts: dict[int, int] = {}
-    for version in versions.tolist():
-        counts[version] = counts.get(version, 0) + 1
-    return list(counts.items())
 
 
 def lane_of(made: Plan, versions: VersionStore, clock: Callable[[], float]) -> Lane | None:

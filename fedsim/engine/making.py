@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.types import Float64, Int64
 
 
 @dataclass
@@ -21,6 +27,23 @@ class Merged:
         self.weight_sum += weight
         self.staleness_sum += staleness
         self.staleness_max = max(self.staleness_max, staleness)
+
+    def numbers(self) -> Float64:
+        """The same as numbers (4,)."""
+        return np.array([self.n_updates, self.weight_sum, self.staleness_sum, self.staleness_max], np.float64)
+
+    @classmethod
+    def of(cls, numbers_4: Float64) -> Merged:
+        """The inverse of `numbers`."""
+        n_updates, weight_sum, staleness_sum, staleness_max = numbers_4.tolist()
+        return cls(int(n_updates), weight_sum, int(staleness_sum), int(staleness_max))
+
+    @staticmethod
+    def columns(version_V: Int64, virtual_s_V: Float64, wall_s_V: Float64, numbers_V4: Float64) -> list[NDArray[Any]]:
+        """The columns of the record's table of versions, of such that were made of one update at least; see `row`."""
+        n_updates, weight_sum, staleness_sum, staleness_max = numbers_V4.T
+        ends = (weight_sum, staleness_sum / n_updates, staleness_max.astype(np.int64))
+        return [version_V, virtual_s_V, wall_s_V, n_updates.astype(np.int64), *ends]
 
     def row(self, version: int, virtual_s: float, wall_s: float) -> tuple[float, ...]:
         n = self.n_updates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -27,25 +28,35 @@ _MERGED = (("met_version", "i8"), ("weight", "f8"))
 _COPIED = 2048  # consumed rows that are kept before all columns are copied without them
 
 
+@dataclass(slots=True)
+class _Held:
+    """Updates that came together, (G, P) or a list of (P,), and how many of them are not let go of."""
+
+    updates: Any
+    n_left: int
+
+
 class Rows:
     """Rows from `first` on; `row - first` is an index into every column. Consumed ones stay until they are recorded.
 
     `tasks` are records as they travel (`TASK`), `reports` likewise (`REPORT`); the other columns say when a task was
     submitted and its update arrived, where that lies, which version it met and what the rule said of it.
-    `vectors` holds the updates that are here, by row.
+    `hold` is the number of the group that an update came with, `place` its place in it: updates that came together are
+    let go of with the last of them.
     """
 
     def __init__(self, n_scalars: int) -> None:
         self.first = 0
         self.n_recorded = 0  # rows before that are in the record
-        self.vectors: dict[int, Float32] = {}
+        self._held: dict[int, _Held] = {}
+        self._n_held = 0
         self.tasks: NDArray[Any] = np.empty(0, TASK)
         self.reports: NDArray[Any] = np.empty(0, REPORT)
         self.number = self.base = self.host = np.empty(0, np.int64)
         self.download_s = self.compute_s = self.upload_s = self.arrival_s = np.empty(0)
         self.makes_version = np.empty(0, np.bool_)
         self.stage = np.empty(0, np.int8)
-        self.worker = self.address = self.met_version = np.empty(0, np.int64)
+        self.worker = self.address = self.met_version = self.hold = self.place = np.empty(0, np.int64)
         self.submitted_s = self.arrived_s = self.weight = np.empty(0)
         self.scalars = np.empty((0, n_scalars))
 
@@ -94,7 +105,22 @@ class Rows:
         self.reports[index] = reports
         self.submitted_s[index], self.arrived_s[index] = submitted_s, arrived_s
         self.address[index] = addresses(updates)
-        self.vectors.update(zip((index + self.first).tolist(), updates, strict=True))
+        self.hold[index], self.place[index] = self._n_held, np.arange(index.size)
+        self._held[self._n_held] = _Held(updates, index.size)
+        self._n_held += 1
+
+    def vector(self, index: int) -> Float32:
+        """The update of a row, (P,)."""
+        vector_P: Float32 = self._held[int(self.hold[index])].updates[self.place[index]]
+        return vector_P
+
+    def let_go(self, part: slice) -> None:
+        """The updates of some rows are looked at no more."""
+        for number, n in counted(self.hold[part]):
+            held = self._held[number]
+            held.n_left -= n
+            if not held.n_left:
+                del self._held[number]
 
     def task(self, index: int) -> Task:
         """All of a row's task."""
@@ -121,3 +147,17 @@ class Rows:
         columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
         columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]
         return [*columns, self.weight[part], reports["update_norm"], *self.scalars[part].T]
+
+
+def counted(numbers: Int64) -> list[tuple[int, int]]:
+    """How many there are of each number.
+
+    >>> counted(np.array([3, 3, 5]))
+    [(3, 2), (5, 1)]
+    """
+    if (numbers == numbers[0]).all():
+        return [(int(numbers[0]), numbers.size)]
+    counts: dict[int, int] = {}
+    for number in numbers.tolist():
+        counts[number] = counts.get(number, 0) + 1
+    return list(counts.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,15 +73,6 @@ class RecordWriter:
         if buffer is None:
             buffer = self._buffers[table_named(table).name]
         buffer.append(row)
-        if len(buffer) >= self._flush_rows:
-            self._write(table)
-
-    def extend(self, table: str, rows: Iterable[Row]) -> None:
-        """Takes several rows of a table, each as in `append`."""
-        buffer = self._buffers.get(table)
-        if buffer is None:
-            buffer = self._buffers[table_named(table).name]
-        buffer.extend(rows)
         if len(buffer) >= self._flush_rows:
             self._write(table)
 
@@ -204,9 +195,7 @@ class RecordWriter:
         try:
             _take_room(file, sum(block.nbytes for block in blocks) + self._chunk_bytes[table])
             for dataset, block in zip(self._columns[table], blocks, strict=True):
-                dataset.resize((last,))
-                dataset[first:last] = block
-                dataset.flush()
+                _put_behind(dataset, first, block)
         except _HDF5_ERRORS as error:
             raise self._failed(error) from error
         self._written[table] = last
@@ -248,6 +237,19 @@ def _create(
         _drop(file, aside, lock)
         raise RecordError(f"{path}: cannot create the record: {one_line(error)}") from error
     return file, columns, lock
+
+
+def _put_behind(dataset: h5py.Dataset, first: int, block: np.ndarray[Any, Any]) -> None:
+    """Writes a block of the data set's own type behind the `first` values that it has, and publishes it.
+
+    By the library's own calls: what h5py looks at before it makes them takes three times as long as they do.
+    """
+    last = first + block.size
+    dataset.id.set_extent((last,))
+    place = h5py.h5s.create_simple((last,))
+    place.select_hyperslab((first,), (block.size,))
+    dataset.id.write(h5py.h5s.create_simple((block.size,)), place, block)
+    dataset.id.flush()
 
 
 def _take_room(file: h5py.File, n_bytes: int) -> None:

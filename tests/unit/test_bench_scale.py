@@ -269,7 +269,7 @@ def applying(rule: Rule) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize("name", ["fedavg", "fedbuff", "fedasync"])
 def test_every_way_of_applying_updates_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregation, "build", aggregation.build)
-    for method in ("append", "extend", "extend_columns", "tick", "flush"):
+    for method in ("append", "extend_columns", "tick", "flush"):
         monkeypatch.setattr(RecordWriter, method, getattr(RecordWriter, method))
     config = TypeAdapter(AggregationConfig).validate_python({"rule": name})
     plain, watch = aggregation.build(config), Stopwatch()

@@ -149,9 +149,6 @@ class Rows:
     def append(self, table: str, row: Sequence[float]) -> None:
         self.tables[table].append(row)
 
-    def extend(self, table: str, rows: Sequence[Sequence[float]]) -> None:
-        self.tables[table] += rows
-
     def extend_columns(self, table: str, columns: Sequence[np.ndarray[Any, Any]]) -> None:
         self.tables[table] += list(zip(*(column.tolist() for column in columns), strict=True))
 

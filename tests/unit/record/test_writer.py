@@ -168,7 +168,8 @@ def test_buffered_rows_are_written_after_flush_s_or_at_flush_rows(records: Any) 
 
 def test_rows_counts_what_is_still_buffered(records: Any) -> None:
     writer = records.begin(range(3))
-    writer.extend("tasks", [records.task_row(3), records.task_row(4)])
+    for task in (3, 4):
+        writer.append("tasks", records.task_row(task))
     assert writer.rows() == {"tasks": 5, "versions": 3, "evaluations": 0, "workers": 1, "failures": 0}
     writer.close("done")
     assert open_run(records.folder).n_rows("tasks") == 5

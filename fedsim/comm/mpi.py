@@ -21,7 +21,6 @@ from fedsim.comm.commons import PRIVATE, Commons, Versions
 from fedsim.comm.losses import Abandoned, is_death
 from fedsim.comm.nodes import Ledger
 from fedsim.comm.pieces import ALONE_BYTES, Incoming, Receiving, parts
-from fedsim.comm.tables import ReportTable
 from fedsim.comm.transport import (
     Backoff,
     Collected,
@@ -38,6 +37,7 @@ from fedsim.comm.transport import (
 )
 from fedsim.errors import StalledError
 from fedsim.recycled import Recycled
+from fedsim.tables import ReportTable
 from fedsim.types import Float32, Row, TaskReport
 
 _MOST_QUIET = 4  # doublings of the longest sleep to the longest wait

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fedsim.comm.pieces import Incoming
-from fedsim.comm.tables import ReportTable
+from fedsim.tables import ReportTable
 from fedsim.types import EvaluationRow, Float32, Int64, Row, Task, TaskReport
 
 NO_VERSION = -1

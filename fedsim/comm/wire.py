@@ -12,8 +12,8 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.comm.tables import IN_ROW, REPORT, TASK, ReportTable, TaskTable
 from fedsim.comm.transport import N_COUNTERS, Collected, Command, Counters, Delivered, Evaluated, Failed, Trained
+from fedsim.tables import IN_ROW, REPORT, TASK, ReportTable, TaskTable
 from fedsim.types import EvaluationRow, Float64
 
 Bytes = NDArray[np.uint8]

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.aggregation.batch import of_each
-from fedsim.comm.tables import ReportTable, TaskTable
 from fedsim.comm.transport import Command, Trained
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
@@ -31,6 +30,7 @@ from fedsim.engine.versions import VersionStore
 from fedsim.schedule.alone import Federation, reason_against
 from fedsim.schedule.placement import ANY_WORKER
 from fedsim.schedule.schedule import Plain
+from fedsim.tables import ReportTable, TaskTable
 from fedsim.types import Int64, Task
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.comm.tables import REPORT, TASK
 from fedsim.schedule.ahead import Planned
+from fedsim.tables import REPORT, TASK
 from fedsim.types import Float32, Int64, Outcome, Task, TaskReport
 from fedsim.whereabouts import addresses
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.comm import wire
-from fedsim.comm.tables import ReportTable, TaskTable
 from fedsim.comm.transport import N_COUNTERS, Command, Counters, Delivered, Evaluated, Failed, Trained, empty_rows
+from fedsim.tables import ReportTable, TaskTable
 from fedsim.types import EvaluationRow, Task, TaskReport
 
 NAN = math.nan

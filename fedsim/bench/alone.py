@@ -15,6 +15,7 @@ import numpy as np
 
 from fedsim import configfile, training
 from fedsim.engine.plan import Plan, plan
+from fedsim.tables import TaskTable
 from fedsim.types import Float32, Task
 
 _LEAST_GROUPS = 8
@@ -37,7 +38,7 @@ def updates_per_s(made: Plan, rank: int, n_ranks: int, seconds: float) -> float:
     groups = _groups(made, rank, n_ranks)
     out_GP: Float32 = np.empty((made.group_size, made.layout.n_parameters), np.float32)
 
-    def train(group: list[Task]) -> None:
+    def train(group: TaskTable) -> None:
         trainer.train(group, lambda version: made.initial_P, out_GP[: len(group)], lambda: None)
 
     for group in groups:
@@ -49,8 +50,8 @@ def updates_per_s(made: Plan, rank: int, n_ranks: int, seconds: float) -> float:
     return n_done * made.group_size / (max(now_s, time.monotonic()) - start_s)
 
 
-def _groups(made: Plan, rank: int, n_ranks: int) -> list[list[Task]]:
-    """Groups of the configured size of this rank's clients."""
+def _groups(made: Plan, rank: int, n_ranks: int) -> list[TaskTable]:
+    """Groups of the configured size of this rank's clients, as a worker gets them."""
     clients = np.arange(rank, min(made.population.n_clients, n_ranks * max(256, made.group_size)), n_ranks)
     clients = np.resize(clients, max(_LEAST_GROUPS, -(-clients.size // made.group_size)) * made.group_size)
     work, sizes = made.work(), made.population.n_samples(clients).tolist()
@@ -59,7 +60,7 @@ def _groups(made: Plan, rank: int, n_ranks: int) -> list[list[Task]]:
         Task(i, client, 0, size, work.n_steps(size), 0, work.learning_rate(0), *(nan,) * 6, False, True)
         for i, (client, size) in enumerate(zip(clients.tolist(), sizes, strict=True))
     ]
-    return [tasks[i : i + made.group_size] for i in range(0, len(tasks), made.group_size)]
+    return [TaskTable.of(tasks[i : i + made.group_size]) for i in range(0, len(tasks), made.group_size)]
 
 
 def main() -> None:

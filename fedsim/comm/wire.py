@@ -45,18 +45,19 @@ def encode_command(command: Command) -> Bytes:
 
 
 def decode_command(data: Bytes) -> Command:
-    """The command in a received buffer; bytes after its end are ignored. Of its tasks' times two are there."""
+    """The command in a received buffer; bytes after its end are ignored, and it may be used again. Of its tasks' times
+    two are there."""
     n_tasks, *counts, evaluate, collect, stop, total = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
     end = _COMMAND_HEADER_BYTES + n_tasks * TASK.itemsize
-    records = data[_COMMAND_HEADER_BYTES:end].view(TASK)
+    records = data[_COMMAND_HEADER_BYTES:end].view(TASK).copy()  # the buffer is received into again
     after = end + 8 * sum(counts)
     numbers = data[end:after].view("<i8").tolist()
     lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
-    tasks = list(TaskTable(records))
     send = records["send"].astype(bool).tolist()
     coming, forget, fetch, drop, commit, discard, adopt, add, places = lists
     weights = data[after : after + 8 * len(add)].view("<f8").tolist()
     last = (bool(collect & 1), bool(stop & 2), add, weights, bool(total), places, bool(stop & 4), bool(collect & 2))
+    tasks = TaskTable(records)
     return Command(tasks, send, coming, forget, fetch, drop, evaluate, stop > 0, commit, discard, adopt, *last)
 
 

@@ -17,6 +17,7 @@ from fedsim.comm.nodes import Shelf, Shown
 from fedsim.comm.pieces import parts
 from fedsim.comm.transport import NO_VERSION, Backoff, Command, Lengths, Watched, WorkerCore, empty_rows
 from fedsim.errors import FedsimError, LostError
+from fedsim.tables import TaskTable
 from fedsim.types import Row
 
 
@@ -215,9 +216,11 @@ class WorkerChannel:
 
     def _await_versions(self, command: Command) -> None:
         """Returns when the versions that a command needs are in; waiting counts as waiting."""
-        needed = {command.evaluate, *(task.base_version for task in command.tasks)}
-        backoff = Backoff(cap_s=1e-4, sleep=self._channels.bell.wait)
         self._learn_arrived()
+        if not self._coming:
+            return
+        needed = {command.evaluate, *TaskTable.of(command.tasks).rows["base_version"].tolist()}
+        backoff = Backoff(cap_s=1e-4, sleep=self._channels.bell.wait)
         while not self._stopped and any(come.is_state or not needed.isdisjoint(come.numbers) for come in self._coming):
             self._wait(backoff)
             self._progress()  # commands too: what another worker was to receive may have to come by a new one

@@ -39,7 +39,7 @@ class Trainer(Protocol):
         base_of: Callable[[int], Float32],
         out: Rows,
         progress: Callable[[], None],
-    ) -> list[TaskReport]: ...
+    ) -> Sequence[TaskReport]: ...
 
 
 class Evaluator(Protocol):
@@ -117,6 +117,7 @@ class Worker:
         places, wanted = self._rows(len(tasks), is_shared=all(send))
         out = wanted if isinstance(wanted, np.ndarray) or self._trainer.takes_rows else self._own_rows(len(tasks))
         failed: list[Failed] = []
+        reports: Sequence[TaskReport]
         rows: Row | Sequence[Row]
         try:
             self._trouble.before_group(tasks, progress)

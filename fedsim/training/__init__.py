@@ -41,7 +41,7 @@ class Trainer(Protocol):
         out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
-    ) -> list[TaskReport]:
+    ) -> Sequence[TaskReport]:
         """The reports of `tasks`, whose updates it writes to `out`: float32 (G, P), or rows that lie apart.
 
         `base_of(version)` is that version's vector, float32 (P,), which is only read. `progress` is called every

@@ -6,14 +6,14 @@ Shapes: `N` samples, `G` tasks of a group, `g` of them still at work, `R` sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from fedsim import seeding
 from fedsim.config import TrainingConfig
+from fedsim.tables import TASK, TaskTable
 from fedsim.training.plan import batches_per_pass
 from fedsim.types import Int64, Task
 
@@ -58,11 +58,10 @@ class Numbers(NamedTuple):
     first_steps_G: Int64
 
 
-def numbers_of(tasks: Sequence[Task]) -> Numbers:
+def numbers_of(tasks: TaskTable) -> Numbers:
     """The first fields of the tasks, a column each."""
-    n = len(Numbers._fields)
-    table = np.fromiter(chain.from_iterable([task[:n] for task in tasks]), np.int64, n * len(tasks))
-    return Numbers(*np.ascontiguousarray(table.reshape(-1, n).T))
+    table = np.ascontiguousarray(tasks.rows).view(np.int64).reshape(-1, TASK.itemsize // 8)
+    return Numbers(*np.ascontiguousarray(table[:, : len(Numbers._fields)].T))
 
 
 class GroupOrders:

@@ -97,7 +97,7 @@ class CapturedMachine:
         n, n_parameters = machine.n_slots, machine.weights.n_values
         none = Flat([np.zeros(n_parameters, np.float32)] * n)
         nobody = Keys(0, np.zeros(n, np.int64), np.zeros(n, np.int64), [1] * n)
-        machine.start(none, torch.zeros((n, 1)), nobody, none.tensor() if machine.has_linear else None)
+        machine.start(none, np.zeros(n), nobody, none.tensor() if machine.has_linear else None)
         machine.prepare(n)
         self._graph.record(self._step)
         self.n_recorded += 1
@@ -111,9 +111,9 @@ class CapturedMachine:
         )
         self._machine.take(Batch(x_GBF, targets_GB, scale_GB, self._pieces_GB, batches.n_features))
 
-    def start(self, base: Flat, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G: Float64, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
-        self._machine.start(base, rates_G1, keys, linear_GP)
+        self._machine.start(base, rates_G, keys, linear_GP)
 
     def begin_block(self, n_slots: int, n_block: int) -> None:
         """See `fedsim.training.group.Machine.begin_block`."""

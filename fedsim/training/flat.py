@@ -6,7 +6,7 @@ together. Shapes: `G` vectors of `P` numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,14 @@ class Flat:
             return cls([tensor_GP[0].numpy()] * tensor_GP.shape[0])
         return cls(tensor_GP.numpy())
 
+    @classmethod
+    def named(cls, vectors: Mapping[int, Vector], names: Sequence[int]) -> Flat:
+        """The vectors of these names, of which all are there and some may be the same."""
+        if len(vectors) == 1:
+            return cls([vectors[names[0]]] * len(names))
+        places = {name: address(vector) for name, vector in vectors.items()}  # to ask takes a microsecond
+        return cls([vectors[name] for name in names], np.array([places[name] for name in names], np.int64))
+
     def __len__(self) -> int:
         return len(self.vectors)
 
@@ -47,6 +55,10 @@ class Flat:
         """The type of their numbers."""
         found: np.dtype[Any] = self.vectors[0].dtype
         return found
+
+    def ordered(self, order_G: Int64) -> Flat:
+        """The same vectors, that of number `order_G[i]` at place i."""
+        return Flat([self.vectors[i] for i in order_G.tolist()], self.addresses_G[order_G])
 
     def part(self, start: int, stop: int) -> Flat:
         """Some of them."""

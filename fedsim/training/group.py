@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import gt
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
+from fedsim.tables import REPORT, SENT, Records, ReportTable, TaskTable
 from fedsim.training import Payload, objectives
-from fedsim.training.batches import numbers_of
+from fedsim.training.batches import Numbers, numbers_of
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
@@ -29,7 +29,7 @@ from fedsim.training.noise import Keys
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
-from fedsim.types import Float32, Float64, Int64, Rows, Task, TaskReport
+from fedsim.types import Float32, Float64, Int64, Rows, Task
 
 if TYPE_CHECKING:
     from fedsim.population.population import Population
@@ -44,7 +44,7 @@ class Machine(Protocol):
     batches: GroupBatches
     carries_rate: bool
 
-    def start(self, base: Flat, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G: Float64, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """Takes new clients: their base vectors, which stay as they are until all are through, and learning rates.
 
         `keys` are those of their masks. `linear_GP` is what is added to each of their gradients, if the machine was
@@ -118,21 +118,22 @@ class GroupTrainer:
         out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
-    ) -> list[TaskReport]:
+    ) -> ReportTable:
         """See `fedsim.training.Trainer.train`."""
-        reports: list[TaskReport] = []
+        table, reports = TaskTable.of(tasks), np.empty(len(tasks), REPORT)
         with _one_thread():
-            for start in range(0, len(tasks), self.group_size):
+            for start in range(0, len(table), self.group_size):
                 part = slice(start, start + self.group_size)
                 linear = None if linear_GP is None else linear_GP[part]
-                slots = _Slots(tasks[part], base_of, out[part], linear)
-                reports += self._train_group(tasks[part], slots, progress)
-        return reports
+                slots = _Slots(table[part], base_of, out[part], linear)
+                reports[part][slots.order] = self._train_group(slots, progress)
+        return ReportTable(reports, self._worker)
 
-    def _train_group(self, tasks: Sequence[Task], slots: _Slots, progress: Callable[[], None]) -> list[TaskReport]:
+    def _train_group(self, slots: _Slots, progress: Callable[[], None]) -> Records:
+        """The reports of a group, in the order of its slots."""
         start_s = self._clock()
-        shards = [self._shard(task) for task in slots.tasks]
-        full_G2 = np.full((len(tasks), 2), math.nan)
+        shards = self._shards_of(slots.numbers)
+        full_G2 = np.full((len(shards), 2), math.nan)
         if self._full is not None:
             for i, shard in enumerate(shards):
                 full_G2[i, 0] = self._full_loss(slots.vector(i), shard)
@@ -140,44 +141,41 @@ class GroupTrainer:
             losses_G2, bad_steps_G = self._fit(slots, shards, progress)
         finally:
             self._machine.finish()
-        norms_G = slots.norms_G
         if self._full is not None:
             for i, shard in enumerate(shards):
                 full_G2[i, 1] = self._full_loss(slots.trained(i, self._payload), shard)
             losses_G2 = full_G2
-        self._check(slots, losses_G2, bad_steps_G, norms_G)
+        self._check(slots, losses_G2, bad_steps_G)
         if self._config.record.losses == "none":
-            losses_G2 = np.full((len(tasks), 2), math.nan)
-        train_s = (self._clock() - start_s) / len(tasks)
-        first, last, norms = losses_G2[:, 0].tolist(), losses_G2[:, 1].tolist(), norms_G.tolist()
-        return [
-            TaskReport(task.task, self._worker, task.n_samples, task.n_steps, first[i], last[i], norms[i], train_s)
-            for task, i in zip(tasks, slots.slot_of, strict=True)
-        ]
+            losses_G2 = np.full((len(shards), 2), math.nan)
+        return _reported(slots, losses_G2, (self._clock() - start_s) / len(shards))
 
-    def _shard(self, task: Task) -> Samples:
-        people, client = self._population, task.client
-        shard = self._shards.find(("train", client))
-        if shard is None:
-            shard = self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
-        assert shard.n_samples == task.n_samples, f"client {task.client}: {shard.n_samples} != {task.n_samples}"
-        return shard
+    def _shards_of(self, numbers: Numbers) -> list[Samples]:
+        clients = numbers.clients_G.tolist()
+        found = self._shards.find_all([("train", client) for client in clients])
+        shards = [shard or self._made(client) for shard, client in zip(found, clients, strict=True)]
+        for shard, client, n in zip(shards, clients, numbers.sizes_G.tolist(), strict=True):
+            assert shard.n_samples == n, f"client {client}: {shard.n_samples} != {n}"
+        return shards
+
+    def _made(self, client: int) -> Samples:
+        people = self._population
+        return self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
 
     def _fit(
         self, slots: _Slots, shards: Sequence[Samples], progress: Callable[[], None]
     ) -> tuple[Float64, dict[int, tuple[int, float]]]:
         """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
-        machine, tasks = self._machine, slots.tasks
-        numbers, seed, rates_G1 = slots.numbers, self._config.seed, slots.rates_G1
+        machine, numbers, seed = self._machine, slots.numbers, self._config.seed
         keys = Keys(seed, numbers.clients_G, numbers.tasks_G, slots.n_steps)
-        machine.start(slots.base, slots.rates(machine.batches.scale_GKB), keys, slots.linear_GP)
-        rates_G = rates_G1[:, 0] if machine.carries_rate else np.ones(len(tasks))
+        machine.start(slots.base, slots.rates_G, keys, slots.linear_GP)
+        n_slots, step = len(shards), 0
+        rates_G = slots.rates_G if machine.carries_rate else np.ones(n_slots)
         feed = Feed(machine.batches, self._training, seed, numbers, shards, rates_G)
-        losses_G2 = np.full((len(tasks), 2), math.nan)
+        losses_G2 = np.full((n_slots, 2), math.nan)
         bad: dict[int, tuple[int, float]] = {}
-        n_slots, step = len(tasks), 0
         while n_slots:
-            n_block = min(machine.batches.n_steps, tasks[0].n_steps - step)
+            n_block = min(machine.batches.n_steps, slots.n_steps[0] - step)
             n_begun = n_slots
             feed.fill(step, n_block, n_begun)
             machine.begin_block(n_begun, n_block)
@@ -209,12 +207,12 @@ class GroupTrainer:
         self._full.load(vector_P)
         return mean_loss(self._full.module, self._loss, shard, self._config.evaluation.batch_size)
 
-    def _check(self, slots: _Slots, losses_G2: Float64, bad: dict[int, tuple[int, float]], norms_G: Float64) -> None:
+    def _check(self, slots: _Slots, losses_G2: Float64, bad: dict[int, tuple[int, float]]) -> None:
         """Raises ClientError for the first of the tasks, as they were given, that is not finite somewhere."""
-        is_reported = self._config.record.losses != "none"
+        is_reported, norms_G = self._config.record.losses != "none", slots.norms_G
         if not bad and np.isfinite(norms_G).all() and (not is_reported or np.isfinite(losses_G2).all()):
             return
-        for i in slots.slot_of:
+        for i in np.argsort(np.arange(len(norms_G))[slots.order]).tolist():
             task = slots.tasks[i]
             if i in bad:
                 require_finite(task, bad[i][1], "loss", bad[i][0])
@@ -225,35 +223,30 @@ class GroupTrainer:
 
 
 class _Slots:
-    """Which task has which slot: most steps come first. `slot_of` gives a task's slot, in the given order."""
+    """Which task has which slot: most steps come first. `order` picks those of the slots from the tasks as given."""
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: TaskTable,
         base_of: Callable[[int], Float32],
         out: Rows,
         linear_GP: Float32 | None = None,
     ) -> None:
-        n_steps, n = [task.n_steps for task in tasks], len(tasks)
-        assert min(n_steps) > 0
-        self.tasks, self.n_steps, self.slot_of = tasks, n_steps, range(n)
-        self._order: list[int] | None = None  # which task each slot has, where it is not that of the same number
-        if any(map(gt, n_steps[1:], n_steps)):
-            self._order = order = sorted(range(n), key=lambda i: -n_steps[i])
-            self.tasks, self.n_steps = [tasks[i] for i in order], [n_steps[i] for i in order]
-            self.slot_of = np.argsort(order).tolist()
+        rows, n_steps_G = tasks.rows, tasks.rows["n_steps"]
+        self._out = Flat(out)
+        self.order: Int64 | slice = slice(None)
+        if (n_steps_G[1:] > n_steps_G[:-1]).any():
+            self.order = order_G = np.argsort(-n_steps_G, kind="stable")
+            rows, self._out = rows[order_G], self._out.ordered(order_G)
+        self.tasks = TaskTable(rows)
         self.numbers = numbers_of(self.tasks)
-        self.rates_G1 = np.array([[task.learning_rate] for task in self.tasks])
-        self.base = Flat([base_of(task.base_version) for task in self.tasks])
-        self._out = Flat(out if self._order is None else [out[i] for i in self._order])
-        self.norms_G = np.full(n, math.nan)  # of what training changed, once it is written
-        self.linear_GP = None
-        if linear_GP is not None:
-            self.linear_GP = torch.from_numpy(linear_GP if self._order is None else linear_GP[self._order])
-
-    def rates(self, like: Tensor) -> Tensor:
-        """The learning rates (G, 1), with the type and device of `like`."""
-        return torch.from_numpy(self.rates_G1).to(like.device, like.dtype)
+        self.n_steps: list[int] = self.numbers.n_steps_G.tolist()
+        assert self.n_steps[-1] > 0
+        self.rates_G = rows["learning_rate"].copy()  # without gaps
+        versions = self.numbers.versions_G.tolist()
+        self.base = Flat.named({version: base_of(version) for version in set(versions)}, versions)
+        self.norms_G = np.full(len(versions), math.nan)  # of what training changed, once it is written
+        self.linear_GP = None if linear_GP is None else torch.from_numpy(linear_GP[self.order])
 
     def vector(self, slot: int) -> Float32:
         """The base of a slot's task, (P,)."""
@@ -278,6 +271,15 @@ class _Slots:
         row_P: Float32 = self._out.vectors[slot]
         vector_P: Float32 = row_P if payload == "model" else (self.vector(slot) + row_P).astype(np.float32)
         return vector_P
+
+
+def _reported(slots: _Slots, losses_G2: Float64, train_s: float) -> Records:
+    """The reports of the tasks in slots."""
+    numbers, reports = slots.numbers, np.empty(len(losses_G2), REPORT)
+    reports["task"], reports["n_samples"], reports["n_steps"] = numbers.tasks_G, numbers.sizes_G, numbers.n_steps_G
+    reports["loss_before"], reports["loss_after"] = losses_G2.T
+    reports["update_norm"], reports["train_s"], reports["sent"] = slots.norms_G, train_s, SENT
+    return reports
 
 
 def _note(

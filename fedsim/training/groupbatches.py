@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedsim.config import TrainingConfig
 from fedsim.training import copying
 from fedsim.training.batches import GroupOrders, Numbers
-from fedsim.training.shards import DeviceShard, Samples
+from fedsim.training.shards import DeviceShard, Samples, places_of
 from fedsim.types import Float64, Int64
 
 _BLOCK_BYTES = 1 << 20  # of samples, about what a core's own cache holds
@@ -183,15 +183,13 @@ class Sources:
     """
 
     def __init__(self, shards: Sequence[Samples]) -> None:
-        kept = [shard if isinstance(shard, DeviceShard) else None for shard in shards]
-        self.others = [slot for slot, shard in enumerate(kept) if shard is None]
-        some = next((shard for shard in kept if shard is not None), None)
+        self.places = places_of(shards)
+        inputs_G = self.places[0]
+        self.others = [] if inputs_G.all() else np.flatnonzero(inputs_G == 0).tolist()
+        some = next((shard for shard in shards if isinstance(shard, DeviceShard)), None)
         self.kinds = [] if some is None else [
             Kind(values.dtype.type(1), values.itemsize, math.prod(values.shape[1:])) for values in some.arrays
         ]  # fmt: skip
-        if self.kinds:
-            places = [(0, 0) if shard is None else shard.addresses for shard in kept]
-            self.places = np.ascontiguousarray(np.array(places, np.int64).T)
 
 
 class Feed:

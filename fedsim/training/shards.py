@@ -7,8 +7,7 @@ gives the same numbers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -34,6 +33,11 @@ class Samples(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def places(self) -> bytes:
+        """Where the numbers of inputs and of targets begin, row after row without gaps, as two int64; zeros: they lie
+        otherwise."""
+
     def batch(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (B, *sample_shape) and targets of some samples, int64 (B,) on the device, in memory of their own."""
 
@@ -41,24 +45,14 @@ class Samples(Protocol):
         """Writes inputs and targets of some samples to memory of the host, where the shard has to be, too."""
 
 
-@dataclass(frozen=True)
 class DeviceShard:
     """A shard as training reads it: inputs float32 (N, *sample_shape) and targets (N,), on one device."""
 
-    x: Tensor
-    y: Tensor
-
-    @property
-    def n_samples(self) -> int:
-        return self.x.shape[0]
-
-    @property
-    def n_bytes(self) -> int:
-        return self.x.nbytes + self.y.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        self.n_samples: int = x.shape[0]  # asked of each shard of each group: to ask torch takes longer than to look up
+        self.n_bytes = x.nbytes + y.nbytes
+        self.device = x.device
 
     def batch(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
         """See `Samples.batch`."""
@@ -76,14 +70,16 @@ class DeviceShard:
         return self.x.flatten(1).numpy(), self.y.numpy()
 
     @cached_property
-    def addresses(self) -> tuple[int, int]:
-        """Where the numbers of `arrays` begin, row after row without gaps."""
+    def places(self) -> bytes:
+        """See `Samples.places`."""
         assert self.x.is_contiguous() and self.y.is_contiguous()
-        return self.x.data_ptr(), self.y.data_ptr()
+        return np.array([self.x.data_ptr(), self.y.data_ptr()], np.int64).tobytes()
 
 
 class LaidShard:
     """Samples that stay where the data set lies, in the host's memory; only their targets are copied."""
+
+    places = bytes(2 * 8)
 
     def __init__(self, laid: Laid, loss: TaskLoss) -> None:
         self._laid = laid
@@ -133,12 +129,14 @@ class ShardCache:
         """Bytes of all shards kept."""
         return self._n_bytes
 
-    def find(self, key: Hashable) -> DeviceShard | LaidShard | None:
-        """The shard of `key` if it is kept; it is then the last that was used."""
-        shard = self._kept.get(key)
-        if shard is not None:
-            self._kept.move_to_end(key)
-        return shard
+    def find_all(self, keys: Sequence[Hashable]) -> list[DeviceShard | LaidShard | None]:
+        """The shards of `keys` that are kept, None for the others; they are then the last that were used, in order."""
+        found = list(map(self._kept.get, keys))
+        move = self._kept.move_to_end
+        for key, shard in zip(keys, found, strict=True):
+            if shard is not None:
+                move(key)
+        return found
 
     def get(
         self, key: Hashable, make: Callable[[], Shard], lay: Callable[[], Laid | None] = lambda: None
@@ -147,7 +145,7 @@ class ShardCache:
 
         `lay` says where its samples lie, if they do.
         """
-        shard = self.find(key)
+        (shard,) = self.find_all([key])
         if shard is not None:
             return shard
         shard = self._laid(key, lay) or self._made(key, make)
@@ -182,6 +180,12 @@ class ShardCache:
         x = np.ascontiguousarray(shard.x, dtype=np.float32)
         x = x if x.flags.writeable else x.copy()  # torch warns of memory that it may not write
         return DeviceShard(torch.from_numpy(x).to(self._device), self._loss.targets(shard.y).to(self._device))
+
+
+def places_of(shards: Sequence[Samples]) -> Int64:
+    """`Samples.places` of each shard: addresses (2, G) of inputs and of targets, zeros where they lie otherwise."""
+    places_G2 = np.frombuffer(b"".join([shard.places for shard in shards]), np.int64).reshape(-1, 2)
+    return np.ascontiguousarray(places_G2.T)
 
 
 def vocabulary_of(module: torch.nn.Module) -> int | None:

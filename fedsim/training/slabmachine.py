@@ -60,14 +60,18 @@ class SlabMachine:
         )  # fmt: skip
         self.masks = Masks(dropouts, self.n_slots, training.batch_size, dtype, device)
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)
+        self._rates = self._rates_G1.numpy() if device.type == "cpu" else None  # the same, quicker to fill
         self._n_at_work = 0
         self._batch = lru_cache(_MOST_KEPT)(self.batches.at)
 
-    def start(self, base: Flat, rates_G1: Tensor, keys: Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G: Float64, keys: Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
         n_slots = len(base)
         self.weights.load(base)
-        self._rates_G1[:n_slots] = rates_G1
+        if self._rates is None:
+            self._rates_G1[:n_slots, 0] = torch.from_numpy(rates_G)
+        else:
+            self._rates[:n_slots, 0] = rates_G
         linear = None if linear_GP is None else on_device(linear_GP, self._rates_G1.device)
         self.stepper.start(n_slots, self._rates_G1, linear)
         self.masks.start(keys)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.config import TrainingConfig
+from fedsim.tables import TaskTable
 from fedsim.training import copying
 from fedsim.training.batches import GroupOrders, numbers_of, passes
 from fedsim.training.plan import batches_per_pass
@@ -100,7 +101,7 @@ def test_a_group_sees_what_its_tasks_see_alone(
 
 def _rows_of_a_group(training: TrainingConfig, tasks: list[Task], n_block: int) -> list[list[list[int]]]:
     """The samples of each batch of each task, planned a block of steps at a time."""
-    numbers, size = numbers_of(tasks), training.batch_size
+    numbers, size = numbers_of(TaskTable.of(tasks)), training.batch_size
     orders = GroupOrders(training, 1, numbers)
     rows_GR = np.empty((len(tasks), n_block * size), np.int64)
     n_valid_GK, scale_GKB = np.zeros((len(tasks), n_block), np.int64), np.zeros((len(tasks), n_block, size))

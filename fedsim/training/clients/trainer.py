@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from fedsim.tables import ReportTable
 from fedsim.training import Payload, Trainer
 from fedsim.training.clients.methods import Method, Received
 from fedsim.training.clients.states import ClientStates
 from fedsim.training.flat import Flat
 from fedsim.training.weights import update_norms
-from fedsim.types import Float32, Rows, Task, TaskReport
+from fedsim.types import Float32, Rows, Task
 
 
 def pieces(methods: Sequence[Method], state_S: Float32 | None) -> Iterator[tuple[Method, Float32 | None]]:
@@ -54,7 +55,7 @@ class MethodTrainer:
         out: Rows,
         progress: Callable[[], None],
         linear_GP: Float32 | None = None,
-    ) -> list[TaskReport]:
+    ) -> ReportTable:
         """See `fedsim.training.Trainer.train`; the bases hold the vectors sent with the weights, too: ((1 + E) P,)."""
         assert linear_GP is None and isinstance(out, np.ndarray)
         out_GP: Float32 = out
@@ -67,9 +68,11 @@ class MethodTrainer:
             received.append(Received(task, weights_P, extras_EP, self._states.committed(task.client)))
             starts.append(self._start(received[i], None if linear_GP is None else linear_GP[i]))
         numbered = [self._numbered(i, one) for i, one in enumerate(received)]
-        reports = self._inner.train(numbered, starts.__getitem__, out_GP, progress, linear_GP)
-        norms = self._finish(received, starts, out_GP, progress) or [report.update_norm for report in reports]
-        return [report._replace(update_norm=norm) for report, norm in zip(reports, norms, strict=True)]
+        reports = ReportTable.of(self._inner.train(numbered, starts.__getitem__, out_GP, progress, linear_GP))
+        norms = self._finish(received, starts, out_GP, progress)
+        if norms:
+            reports.rows["update_norm"] = norms
+        return reports
 
     def _numbered(self, i: int, received: Received) -> Task:
         """The task as local training sees it: from the i-th start, at the rate that its methods ask for."""

@@ -88,11 +88,11 @@ class FusedMachine(SlabMachine):
         self._programs: dict[int, program.Program] = {}
         self._at_work = self._program(self.n_slots)  # the largest first, so that the arena is allocated once
 
-    def start(self, base: Flat, rates_G1: Tensor, keys: noise.Keys, linear_GP: Tensor | None = None) -> None:
+    def start(self, base: Flat, rates_G: Float64, keys: noise.Keys, linear_GP: Tensor | None = None) -> None:
         """See `fedsim.training.group.Machine.start`."""
-        super().start(base, rates_G1, keys, linear_GP)
+        super().start(base, rates_G, keys, linear_GP)
         if self._ahead is not None:
-            self._ahead.start(base, rates_G1)
+            self._ahead.start(base, self._rates_G1[: len(base)])
 
     def begin_block(self, n_slots: int, n_block: int) -> None:
         """See `fedsim.training.group.Machine.begin_block`."""

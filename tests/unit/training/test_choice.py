@@ -119,7 +119,7 @@ def test_reports_are_those_of_the_loop(
         assert trainer.path == path
         tasks = [make_task(config, i, n, task=i, first_step=5 * i) for i, n in enumerate((11, 5, 3))]
         out_GP = np.empty((3, base_P.size), np.float32)
-        found.append((trainer.train(tasks, lambda v, b=base_P: b, out_GP, lambda: None), out_GP))
+        found.append((list(trainer.train(tasks, lambda v, b=base_P: b, out_GP, lambda: None)), out_GP))
     (by_loop, loop_GP), *others = found
     for reports, out_GP in others:
         np.testing.assert_allclose(out_GP, loop_GP, atol=1e-6)
@@ -213,7 +213,7 @@ def test_the_way_over_a_device_gives_the_same(
         tasks = [make_task(config, i, n, task=i, base_version=i // 2) for i, n in enumerate((11, 5, 3))]
         bases = [base_P, base_P + np.float32(0.1)]
         out_GP = np.empty((3, base_P.size), np.float32)
-        found.append((trainer.train(tasks, bases.__getitem__, out_GP, lambda: None), out_GP))
+        found.append((list(trainer.train(tasks, bases.__getitem__, out_GP, lambda: None)), out_GP))
     assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
 
 

@@ -208,9 +208,7 @@ def test_the_way_back_through_a_later_convolution(make_config: Callable[..., Any
     base_GP = torch.from_numpy(np.stack([layout.flatten(module) * f for f in (1.0, 0.5, -1.0)])).to(dtype)
     x = torch.from_numpy(rng.normal(size=(3, 4, 1, 12, 6)).round(0))
     targets = torch.from_numpy(rng.integers(0, 3, (3, 4)))
-    machine.start(
-        Flat.of(base_GP), torch.full((3, 1), 0.1, dtype=dtype), noise.Keys(0, np.arange(3), np.arange(3), [1] * 3)
-    )
+    machine.start(Flat.of(base_GP), np.full(3, 0.1), noise.Keys(0, np.arange(3), np.arange(3), [1] * 3))
     batches = machine.batches
     batches.x_GKBF[:, 0] = 0.0
     batches.x_GKBF[:, 0, :, :72] = x.flatten(2)

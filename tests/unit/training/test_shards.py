@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fedsim.errors import DataError
+from fedsim.population.laid import Laid
 from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy
-from fedsim.training.shards import ShardCache, vocabulary_of
+from fedsim.training.shards import DeviceShard, LaidShard, ShardCache, places_of, vocabulary_of
 from fedsim.types import Shard
 
 CPU = torch.device("cpu")
@@ -76,3 +77,31 @@ def test_what_is_no_token_is_named(value: float) -> None:
     with pytest.raises(DataError, match=r"^central test samples: "):
         cache.get("central", lambda: Shard(x, np.array([0, 1])))
     assert vocabulary_of(torch.nn.Linear(3, 2)) is None
+
+
+def test_what_a_group_finds_was_used_last_in_its_order() -> None:
+    cache, made = ShardCache(3 * BYTES, CPU, CrossEntropy()), list[int]()
+    for client in (0, 1, 2):
+        _get(cache, client, made)
+    found = cache.find_all([1, 5, 0])
+    assert [None if shard is None else shard.n_samples for shard in found] == [4, None, 4]
+    made.clear()
+    for client in (3, 4):  # in place of 2, then of 1
+        _get(cache, client, made)
+        assert cache.n_bytes == 3 * BYTES
+    assert [shard is None for shard in cache.find_all([0, 1, 2, 3, 4])] == [False, True, True, False, False]
+    _get(cache, 5, made)  # in place of 0
+    assert [shard is None for shard in cache.find_all([0, 3, 4, 5])] == [True, False, False, False]
+    assert made == [3, 4, 5]
+
+
+def test_places_of_shards_wherever_they_lie() -> None:
+    cache = ShardCache(10**6, CPU, CrossEntropy())
+    for client in (0, 1):
+        _get(cache, client, [])
+    laid = LaidShard(Laid(np.ones((4, 3), np.float32), np.arange(4), np.arange(4)), CrossEntropy())
+    first, second = cache.find_all([0, 1])
+    assert isinstance(first, DeviceShard) and isinstance(second, DeviceShard)
+    x_G, y_G = places_of([second, laid, first])
+    assert x_G.tolist() == [second.x.data_ptr(), 0, first.x.data_ptr()] and x_G.flags.c_contiguous
+    assert y_G.tolist() == [second.y.data_ptr(), 0, first.y.data_ptr()] and y_G.flags.c_contiguous

@@ -61,7 +61,7 @@ def _machine(training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype:
     draws, n = torch.Generator().manual_seed(3), machine.weights.n_values
     base_GP = torch.randn((SLOTS, n), generator=draws, dtype=dtype)
     keys = noise.Keys(0, np.arange(SLOTS), np.arange(SLOTS), [3] * SLOTS)
-    machine.start(Flat.of(base_GP), torch.full((SLOTS, 1), 0.1, dtype=dtype), keys)
+    machine.start(Flat.of(base_GP), np.full(SLOTS, 0.1), keys)
     batches = machine.batches
     batches.x_GKBF[..., :13] = torch.randn(batches.x_GKBF[..., :13].shape, generator=draws, dtype=dtype)
     batches.targets_GKB.copy_(torch.randint(0, 2, batches.targets_GKB.shape, generator=draws))

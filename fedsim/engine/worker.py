@@ -21,6 +21,7 @@ from fedsim.comm.transport import Collected, Counters, Delivered, Evaluated, Fai
 from fedsim.comm.wire import MAX_TASKS
 from fedsim.errors import FedsimError
 from fedsim.recycled import Recycled
+from fedsim.tables import TaskTable
 from fedsim.training.clients.coding import encoded
 from fedsim.types import EvaluationRow, Float32, Row, Rows, Task, TaskReport
 
@@ -143,9 +144,10 @@ class Worker:
         self._measure()
         if all(send):
             return Trained(self._index, reports, send, rows, failed, places)
-        for task, sent, row in zip(tasks, send, rows, strict=True):
+        numbers = TaskTable.of(tasks).rows["task"].tolist()
+        for number, sent, row in zip(numbers, send, rows, strict=True):
             if not sent:
-                self._held[task.task] = row.copy()
+                self._held[number] = row.copy()
         return Trained(self._index, reports, send, _some(rows, send), failed)
 
     def _rows(self, n: int, is_shared: bool) -> tuple[list[int], Rows]:

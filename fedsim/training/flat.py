@@ -7,6 +7,8 @@ together. Shapes: `G` vectors of `P` numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ class Flat:
         """`addresses_G` where they are known."""
         self.vectors: Any = vectors
         self._rows_GP = vectors if isinstance(vectors, np.ndarray) else None  # where they lie together
-        self.is_one = self._rows_GP is None and all(vector is vectors[0] for vector in vectors)
+        self.is_one = self._rows_GP is None and all(map(is_, vectors, repeat(vectors[0])))
         if addresses_G is None:
             addresses_G = np.full(len(vectors), address(vectors[0])) if self.is_one else addresses(vectors)
         self.addresses_G: Int64 = addresses_G
@@ -44,7 +46,9 @@ class Flat:
         """The vectors of these names, of which all are there and some may be the same."""
         if len(vectors) == 1:
             return cls([vectors[names[0]]] * len(names))
-        places = {name: address(vector) for name, vector in vectors.items()}  # to ask takes a microsecond
+        from fedsim.addresses import start  # compiled code takes a while to load
+
+        places = {name: start(vector) for name, vector in vectors.items()}
         return cls([vectors[name] for name in names], np.array([places[name] for name in names], np.int64))
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Tasks and reports in columns, as they travel: sequences whose items are made when somebody asks for one.
 
-Where rank zero handles tasks by the thousand a tuple each would be most of its work, so it keeps the records that the
-messages hold (`rows`) and works on their columns.
+Where rank zero handles tasks by the thousand a tuple each would be most of its work, and at a worker that trains tiny
+models a good part of it; so they keep the records that the messages hold (`rows`) and work on their columns.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Trainer(Protocol):
     ) -> Sequence[TaskReport]:
         """The reports of `tasks`, whose updates it writes to `out`: float32 (G, P), or rows that lie apart.
 
+        Paths that train groups take their columns, and give a `ReportTable`: to them a `TaskTable` is quickest.
         `base_of(version)` is that version's vector, float32 (P,), which is only read. `progress` is called every
         millisecond or so between steps, so that messages move meanwhile. `linear_GP` holds the slope of a linear term
         of each task's objective, a vector that is added to each of its gradients; it is given if and only if the

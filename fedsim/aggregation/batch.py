@@ -59,19 +59,3 @@ def one_by_one(rule: Rule, state: ServerState, batch: Batch) -> tuple[ServerStat
         scalars.append(said.scalars)
     scalars_RS = np.array(scalars, np.float64).reshape(len(batch), len(scalars[0]))
     return state, Consumed(np.array(weights), scalars_RS, versions)
-
-
-def of_each(values: Int64, function: Callable[[int], float]) -> Float64:
-    """What a function gives for each of some whole numbers (R,), few of which differ; asked once for each of those.
-
-    >>> of_each(np.array([2, 3, 2]), lambda n: n / 2)
-    array([1. , 1.5, 1. ])
-    """
-    if (values == values[0]).all():
-        return np.full(values.size, function(int(values[0])))
-    known: dict[int, float] = {}
-    numbers = values.tolist()
-    for number in numbers:
-        if number not in known:
-            known[number] = function(number)
-    return np.array([known[number] for number in numbers], np.float64)

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 
 from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
-from fedsim.aggregation.batch import Batch, Consumed, of_each
+from fedsim.aggregation.batch import Batch, Consumed
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale, staleness_function
+from fedsim.columns import of_each
 from fedsim.config import FedAsyncRule
 from fedsim.types import Float32, Update
 

@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
-from fedsim.aggregation.batch import Batch, Consumed, of_each
+from fedsim.aggregation.batch import Batch, Consumed
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale
+from fedsim.columns import of_each
 from fedsim.types import Float32, TaskReport, Update
 
 

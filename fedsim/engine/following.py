@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from fedsim.aggregation import Arrival
 from fedsim.aggregation.batch import Batch, one_by_one
+from fedsim.columns import counted
 from fedsim.engine.lane import Lane
 from fedsim.engine.making import Left, Merged
 from fedsim.engine.passing import SupplyWithLane
-from fedsim.engine.rows import Rows, counted
+from fedsim.engine.rows import Rows
 from fedsim.engine.server import Server
 from fedsim.errors import RecordError
 from fedsim.types import Float32, Float64, Int64, Outcome, Update
 
-_RECORDED_TOGETHER = 256  # rows
+_RECORDED_TOGETHER = 1024  # rows
 _RECORD_EVERY_S = 0.1  # or fewer, so often
 _OPEN_EVERY = 64  # versions after which it is tried again to open the lane
 

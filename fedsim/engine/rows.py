@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.columns import counted
 from fedsim.schedule.ahead import Planned
 from fedsim.tables import REPORT, TASK
 from fedsim.types import Float32, Int64, Outcome, Task, TaskReport
@@ -147,17 +148,3 @@ class Rows:
         columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
         columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]
         return [*columns, self.weight[part], reports["update_norm"], *self.scalars[part].T]
-
-
-def counted(numbers: Int64) -> list[tuple[int, int]]:
-    """How many there are of each number.
-
-    >>> counted(np.array([3, 3, 5]))
-    [(3, 2), (5, 1)]
-    """
-    if (numbers == numbers[0]).all():
-        return [(int(numbers[0]), numbers.size)]
-    counts: dict[int, int] = {}
-    for number in numbers.tolist():
-        counts[number] = counts.get(number, 0) + 1
-    return list(counts.items())

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.columns import of_each
 from fedsim.config import ScheduleConfig, StopConfig
 from fedsim.schedule import compiled
 from fedsim.schedule.alone import Federation, TaskColumns
@@ -64,6 +65,11 @@ class Ahead(ScheduleAlone):
         self._rates: dict[int, float] = {}
         self._kept: deque[_Kept] = deque()
 
+    @property
+    def n_clients(self) -> int:
+        """Clients of the federation, members or not."""
+        return self._federation.n_clients
+
     def take_over(self, plain: Plain) -> None:
         """Goes on from where a schedule is, right after it made a version and dispatched; forgets what was before."""
         flight, idle = self._flight, self._idle
@@ -97,7 +103,7 @@ class Ahead(ScheduleAlone):
         self._kept.append(_Kept(self.n_consumed, _copied(self._idle), _copied(self._flight)))
         before = int(self._flight.n[compiled.NEXT_TASK])
         columns = self.block().tasks
-        rates = np.array([self._rate(version) for version in columns.base_version.tolist()])
+        rates = of_each(columns.base_version, self._rate)
         applied = columns.applied_version
         makes = np.append(applied[1:], self.version + 1) > applied
         flight = self._flight
@@ -134,9 +140,9 @@ class Ahead(ScheduleAlone):
         position = flight.position[slots]
         client = people.client[position] if people.client.size else position
         base = flight.base_version[slots]
-        rates = [self._rate(version) for version in base.tolist()]
+        rates = of_each(base, self._rate)
         columns: list[Int64 | Float64] = [flight.task[slots], client, base, _at(people.n_samples, position)]
-        columns += [_at(people.n_steps, position), np.zeros_like(base), np.array(rates), flight.dispatch_s[slots]]
+        columns += [_at(people.n_steps, position), np.zeros_like(base), rates, flight.dispatch_s[slots]]
         columns += [_at(people.download_s, position), flight.compute_s[slots], _at(people.upload_s, position)]
         columns += [flight.arrival_s[slots]] * 2
         lists: list[list[Any]] = [column.tolist() for column in columns]

@@ -50,6 +50,7 @@ class RecordWriter:
         self._tables = {table.name: table for table in plan.tables()}
         self._buffers: dict[str, list[Row]] = {name: [] for name in self._tables}
         self._blocks: dict[str, list[_Block]] = {name: [] for name in self._tables}  # older than the rows
+        self._in_blocks = dict.fromkeys(self._tables, 0)  # rows
         self._written = dict.fromkeys(self._tables, 0)
         self._chunk_bytes = {
             name: sum(column.itemsize * column.chunk_rows for column in table.columns)
@@ -82,13 +83,11 @@ class RecordWriter:
         block = [_column_block(column, of) for column, of in zip(own.columns, columns, strict=True)]
         if len({column.size for column in block}) != 1:
             raise ValueError(f"table {table}: columns of {sorted({column.size for column in block})} rows")
-        blocks, rows = self._blocks[own.name], self._buffers[own.name]
-        if rows:
-            blocks.append(_blocks(own, rows))
-            rows.clear()
+        self._close_buffer(own.name)
         if block[0].size:
-            blocks.append(block)
-        if sum(some[0].size for some in blocks) >= self._flush_rows:
+            self._blocks[own.name].append(block)
+            self._in_blocks[own.name] += block[0].size
+        if self._in_blocks[own.name] >= self._flush_rows:
             self._write(own.name)
 
     def tick(self, now_s: float) -> None:
@@ -122,7 +121,7 @@ class RecordWriter:
 
     def rows(self) -> dict[str, int]:
         """Rows taken so far by table name, buffered ones included: what a checkpoint notes (after a `flush`)."""
-        waiting = {name: sum(block[0].size for block in blocks) for name, blocks in self._blocks.items()}
+        waiting = self._in_blocks
         return {name: self._written[name] + waiting[name] + len(self._buffers[name]) for name in self._tables}
 
     def close(self, status: str, totals: RunTotals | None = None, weights_P: Float32 | None = None) -> None:
@@ -180,13 +179,20 @@ class RecordWriter:
     def _write(self, table: str) -> None:
         """Moves what waits of a table to the disk, a column at a time, and publishes it."""
         self._open_file()
-        rows, blocks = self._buffers[table], self._blocks[table]
-        if rows:
-            blocks.append(_blocks(self._tables[table], rows))
-            rows.clear()
+        self._close_buffer(table)
+        blocks = self._blocks[table]
         if blocks:
             self._put(table, blocks[0] if len(blocks) == 1 else [*map(np.concatenate, zip(*blocks, strict=True))])
             blocks.clear()
+            self._in_blocks[table] = 0
+
+    def _close_buffer(self, table: str) -> None:
+        """Makes a block of the rows that were taken one by one."""
+        rows = self._buffers[table]
+        if rows:
+            self._blocks[table].append(_blocks(self._tables[table], rows))
+            self._in_blocks[table] += len(rows)
+            rows.clear()
 
     def _put(self, table: str, blocks: Sequence[np.ndarray[Any, Any]]) -> None:
         """Writes equally long blocks of a table's columns behind what is there."""

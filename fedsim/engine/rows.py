@@ -42,8 +42,8 @@ class Rows:
 
     `tasks` are records as they travel (`TASK`), `reports` likewise (`REPORT`); the other columns say when a task was
     submitted and its update arrived, where that lies, which version it met and what the rule said of it.
-    `hold` is the number of the group that an update came with, `place` its place in it: updates that came together are
-    let go of with the last of them.
+    `hold` is the number of the group that an update came with, `place` its place in it: updates that came in one array
+    are let go of with the last of them.
     """
 
     def __init__(self, n_scalars: int) -> None:
@@ -107,7 +107,8 @@ class Rows:
         self.submitted_s[index], self.arrived_s[index] = submitted_s, arrived_s
         self.address[index] = addresses(updates)
         self.hold[index], self.place[index] = self._n_held, np.arange(index.size)
-        self._held[self._n_held] = _Held(updates, index.size)
+        own = updates if isinstance(updates, np.ndarray) else list(updates)
+        self._held[self._n_held] = _Held(own, index.size)
         self._n_held += 1
 
     def vector(self, index: int) -> Float32:
@@ -122,6 +123,9 @@ class Rows:
             held.n_left -= n
             if not held.n_left:
                 del self._held[number]
+            elif isinstance(held.updates, list):  # large ones, each in memory of its own
+                for place in self.place[part][self.hold[part] == number].tolist():
+                    held.updates[place] = None
 
     def task(self, index: int) -> Task:
         """All of a row's task."""

@@ -60,7 +60,7 @@ class ServerWithLane(Server):
         if self._lane is not None and self._lane.is_open:
             now_s = self._clock()
             if self._recorder.is_due(now_s) or now_s - self._recorded_s >= _RECORD_EVERY_S:
-                self._record_rows(self._lane)  # a reader finds no version without its tasks
+                self._record_rows(self._lane)  # a reader finds each version's tasks, or soon will
         super()._attend()
 
     def _opens_lane(self, lane: Lane) -> bool:

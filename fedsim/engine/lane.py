@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _LEAST_UPDATES = 4096  # a shorter run is over before the compiled schedule is loaded
 _MOST_CLIENTS = 2**17  # what is known of each is kept in memory
-_PLANNED = 2048  # rows at once: whatever their number that takes a millisecond
+_PLANNED = 2048  # room for rows that are planned at once: whatever their number, that takes a millisecond
 _EVALUATED = 64  # versions that evaluations may keep
 _TOGETHER = 64  # rows that are consumed together at most
 _TOGETHER_VALUES = 2**22  # and values in them: 20 ms or so, in which nobody is listened to
@@ -100,7 +100,6 @@ class Lane:
         self._n_planned = 2 * (n_in_flight + n_merge)  # rows that are always known
         self._most_together = max(1, min(_TOGETHER, _TOGETHER_VALUES // versions.n_parameters))
         self._depot: Depot | None = None
-        self._host_of_client: Int64 = np.empty(0, np.int64)
         self._version = -1
         self._start(0, 0)
 
@@ -160,7 +159,6 @@ class Lane:
                 self._foreign[item.task.task] = _Foreign(item)
         self._made_s.setdefault(plain.version, self._clock())
         self._depot = depot
-        self._host_of_client = np.array([depot.host_of(client) for client in range(self._ahead.n_clients)], np.int64)
         for planned in blocks:
             self._know(planned)
         self._plan(self._n_planned)
@@ -264,7 +262,9 @@ class Lane:
                 self._versions.retain(version, count)
             else:
                 self._n_based[version] += count
-        first, host = rows.stop, self._host_of_client[planned.tasks.client]
+        assert self._depot is not None
+        host_of, first = self._depot.host_of, rows.stop
+        host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
         is_there = planned.tasks.base_version <= self._version
         rows.extend(planned, host, np.where(is_there, np.int8(Stage.READY), np.int8(Stage.WAITING)))
         if self._foreign:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from fedsim.errors import EXIT_LOST, LaunchError
 
@@ -36,6 +36,7 @@ _LOCAL_LAUNCHERS = (("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),)  # the tasks of one
 _RANKS_ONLY = ("PMIX_RANK", "PALS_RANKID")  # launchers that say who we are, but not how many
 
 _SHRINK_S = 60.0  # 2 s were seen
+_STANDARD_STREAMS = (1, 2)
 _READ_S = 2.0
 _PASSED_ON_S = 0.1
 
@@ -236,32 +237,35 @@ def speaks(environ: Mapping[str, str]) -> bool:
 
 def abort(world: World, code: int) -> NoReturn:
     """Ends all ranks at once with this exit code; nothing is cleaned up but the standard streams."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if world.comm is not None:
-        _until_read(sys.stdout, sys.stderr)
-        world.comm.Abort(code)
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if world.comm is not None:
+            _until_read()
+    finally:  # whatever the streams are by now, and whoever presses Ctrl-C meanwhile
+        if world.comm is not None:
+            world.comm.Abort(code)
+        os._exit(code)
 
 
-def _until_read(*streams: TextIO, timeout_s: float = _READ_S) -> None:
+def _until_read(timeout_s: float = _READ_S) -> None:
     """Returns when the launcher has read what was written to it through pipes, and had a moment to pass it on.
 
     Open MPI's mpirun ends on an abort without reading what is left: the last line was lost in 2 of 76 runs.
     """
     until_s = time.monotonic() + timeout_s
-    while any(_n_unread(stream) for stream in streams) and time.monotonic() < until_s:
+    while any(map(_n_unread, _STANDARD_STREAMS)) and time.monotonic() < until_s:
         time.sleep(0.01)
     time.sleep(_PASSED_ON_S)
 
 
-def _n_unread(stream: TextIO) -> int:
-    """How many bytes lie in the pipe that the stream writes to; 0 where it is no pipe."""
+def _n_unread(descriptor: int) -> int:
+    """How many bytes lie in the pipe that is written to; 0 where it is no pipe."""
     try:
-        if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             return 0
-        found = fcntl.ioctl(stream.fileno(), termios.FIONREAD, bytes(4))
-    except (OSError, ValueError):  # closed, or no file at all
+        found = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    except OSError:  # closed
         return 0
     return int(struct.unpack("i", found)[0])
 

@@ -24,7 +24,7 @@ class Merged:
     def add(self, staleness: int, weight: float) -> None:
         """One update more."""
         self.n_updates += 1
-        self.weight_sum += weight
+        self.weight_sum += float(weight)  # a rule may say it in another type: see `fedsim.engine.compiled`
         self.staleness_sum += staleness
         self.staleness_max = max(self.staleness_max, staleness)
 

@@ -65,11 +65,6 @@ class Ahead(ScheduleAlone):
         self._rates: dict[int, float] = {}
         self._kept: deque[_Kept] = deque()
 
-    @property
-    def n_clients(self) -> int:
-        """Clients of the federation, members or not."""
-        return self._federation.n_clients
-
     def take_over(self, plain: Plain) -> None:
         """Goes on from where a schedule is, right after it made a version and dispatched; forgets what was before."""
         flight, idle = self._flight, self._idle

@@ -46,7 +46,7 @@ class Flat:
         """The vectors of these names, of which all are there and some may be the same."""
         if len(vectors) == 1:
             return cls([vectors[names[0]]] * len(names))
-        from fedsim.addresses import start  # compiled code takes a while to load
+        from fedsim.addresses import start  # loads numba, which the loop does without
 
         places = {name: start(vector) for name, vector in vectors.items()}
         return cls([vectors[name] for name in names], np.array([places[name] for name in names], np.int64))

@@ -224,7 +224,9 @@ def test_an_abort_waits_until_the_launcher_has_read_what_was_said(monkeypatch: p
 
     late = threading.Thread(target=read_late)
     with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(launching, "_STANDARD_STREAMS", (writing,))
         monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(os, "_exit", lambda code: None)
         print("last words", file=stream)
         late.start()
         with pytest.raises(SystemExit):
@@ -237,3 +239,12 @@ def test_an_abort_waits_until_the_launcher_has_read_what_was_said(monkeypatch: p
         assert time.monotonic() - start_s < 10.0 and comm.aborted == [75, 75]
     late.join()
     os.close(reading)
+
+
+def test_an_abort_comes_whatever_the_streams_are_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = FakeComm(0, 2)
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    with pytest.raises(SystemExit):
+        launching.abort(World(0, 2, comm), 70)
+    assert comm.aborted == [70]

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.schedule.compiled import machine_code
 from fedsim.types import Float64, Int64
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _compiled(function: F) -> F:
-    """The function as machine code, kept on the disk between processes."""
-    return cast(F, numba.njit(cache=True)(function))
-
-
-@_compiled
+@machine_code
 def merged(
     begun: Float64, staleness: Int64, weights: Float64, makes_version: NDArray[np.bool_]
 ) -> tuple[Float64, Float64]:

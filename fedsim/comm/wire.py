@@ -1,32 +1,35 @@
 """Messages as bytes: fixed little-endian records behind a fixed header, nothing pickled.
 
 A command (server to worker) is a header of int64 words, then the lists it counts. A reply (worker to server) is
-a header of eight int64 words, the worker's counters, then its records. Both are bounded: `MAX_TASKS` tasks a group.
+a header of four int64 words and the worker's counters, then its records. Both are bounded: `MAX_TASKS` tasks a group.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.comm.transport import N_COUNTERS, Collected, Command, Counters, Delivered, Evaluated, Failed, Trained
-from fedsim.tables import IN_ROW, REPORT, TASK, ReportTable, TaskTable
+from fedsim.tables import IN_ROW, NOT_SENT, REPORT, TASK, ReportTable, TaskTable
 from fedsim.types import EvaluationRow, Float64
 
 Bytes = NDArray[np.uint8]
 
+_counted = attrgetter(*Counters.__slots__)
+
 MAX_TASKS = 512
 MAX_TEXT_BYTES = 16384
 
-_WORDS = 8
-_HEADER_BYTES = 8 * _WORDS
-_COMMAND_HEADER_BYTES = 8 * 14
 _N_LISTS = 9
-COMMAND_BYTES = _COMMAND_HEADER_BYTES + MAX_TASKS * TASK.itemsize + (_N_LISTS + 1) * 8 * MAX_TASKS
-REPLY_BYTES = _HEADER_BYTES + 8 * N_COUNTERS + max(MAX_TASKS * REPORT.itemsize, MAX_TEXT_BYTES)
+_COMMAND_HEADER = struct.Struct(f"<{1 + _N_LISTS + 4}q")  # tasks, numbers in each list, flags
+_REPLY_HEADER = struct.Struct(f"<4q{N_COUNTERS}d")  # kind, records, version, bytes that follow; counters
+COMMAND_BYTES = _COMMAND_HEADER.size + MAX_TASKS * TASK.itemsize + (_N_LISTS + 1) * 8 * MAX_TASKS
+REPLY_BYTES = _REPLY_HEADER.size + max(MAX_TASKS * REPORT.itemsize, MAX_TEXT_BYTES)
 
 TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED, SUMMED = range(1, 8)
 
@@ -36,20 +39,20 @@ def encode_command(command: Command) -> Bytes:
     lists = _lists(command)
     stop = command.stop * (1 + 2 * command.shows_stack + 4 * command.comes_again)
     flags = (command.evaluate, command.collect + 2 * command.in_haste, stop, int(command.total))
-    header = np.array([len(command.tasks), *(len(part) for part in lists), *flags], dtype="<i8")
+    header = _COMMAND_HEADER.pack(len(command.tasks), *map(len, lists), *flags)
     tasks = TaskTable.of(command.tasks).rows
     tasks["send"] = command.send
-    numbers = np.array([number for part in lists for number in part], dtype="<i8")
-    weights = np.array(command.weights, dtype="<f8")
-    return np.concatenate([part.view(np.uint8) for part in (header, tasks, numbers, weights)])
+    numbers = list(chain(*lists))
+    last = struct.pack(f"<{len(numbers)}q{len(command.weights)}d", *numbers, *command.weights)
+    return np.frombuffer(header + tasks.tobytes() + last, np.uint8)
 
 
 def decode_command(data: Bytes) -> Command:
     """The command in a received buffer; bytes after its end are ignored, and it may be used again. Of its tasks' times
     two are there."""
-    n_tasks, *counts, evaluate, collect, stop, total = data[:_COMMAND_HEADER_BYTES].view("<i8").tolist()
-    end = _COMMAND_HEADER_BYTES + n_tasks * TASK.itemsize
-    records = data[_COMMAND_HEADER_BYTES:end].view(TASK).copy()  # the buffer is received into again
+    n_tasks, *counts, evaluate, collect, stop, total = _COMMAND_HEADER.unpack_from(data.data)
+    end = _COMMAND_HEADER.size + n_tasks * TASK.itemsize
+    records = data[_COMMAND_HEADER.size : end].view(TASK).copy()  # the buffer is received into again
     after = end + 8 * sum(counts)
     numbers = data[end:after].view("<i8").tolist()
     lists = [numbers[last - n : last] for n, last in zip(counts, accumulate(counts), strict=True)]
@@ -68,9 +71,8 @@ def _lists(command: Command) -> tuple[Sequence[int], ...]:
 
 
 def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> Bytes:
-    header = np.array([kind, n, version, body.size, 0, 0, 0, 0], dtype="<i8")
-    tail = np.array([getattr(counters, name) for name in Counters.__slots__], dtype="<f8")
-    return np.concatenate([header.view(np.uint8), tail.view(np.uint8), body])
+    header = _REPLY_HEADER.pack(kind, n, version, body.size, *_counted(counters))
+    return np.frombuffer(header + body.tobytes(), np.uint8)
 
 
 def encode_trained(message: Trained, counters: Counters) -> Bytes:
@@ -116,18 +118,17 @@ def encode_stopped(counters: Counters) -> Bytes:
 
 def decode_header(data: Bytes) -> tuple[int, int, int, Counters, Bytes]:
     """Kind, number of records, version, counters and body of a reply; the body is a copy."""
-    kind, n, version, size = data[:_HEADER_BYTES].view("<i8")[:4].tolist()
-    start = _HEADER_BYTES + 8 * N_COUNTERS
-    counters = Counters(*data[_HEADER_BYTES:start].view("<f8").tolist())
-    return kind, n, version, counters, data[start : start + size].copy()
+    kind, n, version, size, *numbers = _REPLY_HEADER.unpack_from(data.data)
+    start = _REPLY_HEADER.size
+    return kind, n, version, Counters(*numbers), data[start : start + size].copy()
 
 
 def decode_trained(rank: int, body: Bytes) -> tuple[ReportTable, list[bool], list[int]]:
     """Reports of a group, for each whether its update is for rank zero, and the rows that they lie in, if they do."""
     records = body.view(REPORT)
-    sent = records["sent"]
-    places = (sent - IN_ROW).tolist() if sent.size and sent[0] >= IN_ROW else []
-    return ReportTable(records, rank), sent.astype(bool).tolist(), places
+    sent = records["sent"].tolist()
+    places = [number - IN_ROW for number in sent] if sent and sent[0] >= IN_ROW else []
+    return ReportTable(records, rank), [number != NOT_SENT for number in sent], places
 
 
 def decode_failed(worker: int, body: Bytes) -> Failed:

@@ -9,7 +9,8 @@ from fedsim.comm.commons import Sizes
 if TYPE_CHECKING:
     from fedsim.engine.plan import Plan
 
-_WAITING = 4  # times as many small rows, since those of a group go together
+_WAITING = 8  # times as many small rows, since those of a group go together: with half of them a fifth found no room
+_MOST_WAITING = 4  # times the updates in flight, where there are few workers
 _SPANS = 8  # times as long as a task takes on average: until then nearly all are through
 _EVALUATED = 32  # versions that evaluations may keep
 
@@ -24,7 +25,9 @@ def sizes_in_common(made: Plan, n_workers: int) -> Sizes:
     bounds, memory, in_flight = made.bounds, made.config.memory, made.concurrency
     n_alive = min(in_flight, _SPANS * -(-in_flight // made.n_merge)) + _EVALUATED
     n_slots = min(n_alive, max(1, memory.server_versions_bytes // made.version_bytes), bounds.worker_versions)
-    n_due = min(in_flight, -(-in_flight // n_workers) * min(bounds.buffer_rows, _WAITING))
+    n_due = -(-in_flight // n_workers)
+    if bounds.buffer_rows > 1:
+        n_due = min(_WAITING * n_due, _MOST_WAITING * in_flight)
     n_most = min(bounds.worker_rows, bounds.server_rows * bounds.buffer_rows // n_workers)
     n_rows = min(n_due + bounds.n_groups * bounds.group_size, n_most)
     has_rows = made.codec is None and not bounds.sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -9,33 +10,42 @@ import numpy as np
 from fedsim.types import Float64, Int64
 
 
-def of_each(values: Int64, function: Callable[[int], float]) -> Float64:
-    """What a function gives for each number of a column (R,), (R,); it is called once for each of those that differ.
+class Remembered:
+    """What a function gives for the numbers of a column (R,), (R,), where that is the same each time.
 
-    >>> of_each(np.array([2, 3, 2]), lambda n: n / 2)
+    It is asked once for each number; again, once `most` have been.
+
+    >>> half = Remembered(lambda n: n / 2)
+    >>> half(np.array([2, 3, 2]))
     array([1. , 1.5, 1. ])
     """
-    if not values.size:
-        return np.empty(0)
-    if (values == values[0]).all():
-        return np.full(values.size, function(int(values[0])), np.float64)
-    known: dict[int, float] = {}
-    numbers = values.tolist()
-    for number in numbers:
-        if number not in known:
-            known[number] = function(number)
-    return np.array([known[number] for number in numbers], np.float64)
+
+    def __init__(self, function: Callable[[int], float], most: int = 2**16) -> None:
+        self._function = function
+        self._most = most
+        self._known: dict[int, float] = {}
+
+    def __call__(self, values: Int64) -> Float64:
+        known, numbers = self._known, values.tolist()
+        try:
+            return np.array([known[number] for number in numbers], np.float64)
+        except KeyError:
+            if len(known) >= self._most:
+                known.clear()
+            for number in numbers:
+                if number not in known:
+                    known[number] = self._function(number)
+            return self(values)
+
+    def forget(self) -> None:
+        """It may give other numbers from now on."""
+        self._known.clear()
 
 
 def counted(values: Int64) -> list[tuple[int, int]]:
-    """How many there are of each number of a column (R,) of one at least.
+    """How many there are of each number of a column, in the order in which they come.
 
-    >>> counted(np.array([3, 3, 5]))
+    >>> counted(np.array([3, 5, 3]))
     [(3, 2), (5, 1)]
     """
-    if (values == values[0]).all():
-        return [(int(values[0]), values.size)]
-    counts: dict[int, int] = {}
-    for value in values.tolist():
-        counts[value] = counts.get(value, 0) + 1
-    return list(counts.items())
+    return list(Counter(values.tolist()).items())

@@ -10,7 +10,7 @@ from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
 from fedsim.aggregation.batch import Batch, Consumed
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale, staleness_function
-from fedsim.columns import of_each
+from fedsim.columns import Remembered
 from fedsim.config import FedAsyncRule
 from fedsim.types import Float32, Update
 
@@ -34,6 +34,7 @@ class FedAsync(BaseRule):
         self._max_staleness = config.max_staleness
         self._staleness = staleness_function(config.staleness)
         self._kernels = Kernels()
+        self._weights = Remembered(self._weight)
 
     def accumulate(self, state: ServerState, update: Update, arrival: Arrival) -> tuple[ServerState, Diagnostics]:
         if is_too_stale(arrival.staleness, self._max_staleness):
@@ -58,7 +59,7 @@ class FedAsync(BaseRule):
     def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
         if not self._kernels.takes_batches or is_too_stale(int(batch.staleness.max()), self._max_staleness):
             return super().consume(state, batch)
-        weights = of_each(batch.staleness, self._weight)
+        weights = self._weights(batch.staleness)
         steps, state.weight_sum, state.n_accumulated = self._kernels.compiled.mixing_steps(
             weights, batch.makes_version, state.weight_sum, state.n_accumulated
         )

@@ -10,7 +10,7 @@ from fedsim.aggregation.accumulate import Diagnostics, Kernels, ServerState
 from fedsim.aggregation.batch import Batch, Consumed
 from fedsim.aggregation.rule import Arrival, BaseRule
 from fedsim.aggregation.weighting import is_too_stale
-from fedsim.columns import of_each
+from fedsim.columns import Remembered
 from fedsim.types import Float32, TaskReport, Update
 
 
@@ -24,6 +24,7 @@ class MeanRule(BaseRule):
         self._server_learning_rate = server_learning_rate
         self._max_staleness = max_staleness
         self._kernels = Kernels()
+        self._shares, self._discounts = Remembered(self._share), Remembered(self.discount)
         own = type(self)  # one that makes its versions otherwise takes the long way
         same = own.accumulate is MeanRule.accumulate and own.commit is MeanRule.commit
         self._is_plain = same and own.publish is BaseRule.publish
@@ -69,12 +70,12 @@ class MeanRule(BaseRule):
         is_plain = self._is_plain and self.sums_at_workers and self._kernels.takes_batches
         if not is_plain or is_too_stale(int(batch.staleness.max()), self._max_staleness):
             return super().consume(state, batch)
-        shares = of_each(batch.n_samples, self._share)
+        shares = self._shares(batch.n_samples)
         if not shares.all():
             return super().consume(state, batch)
         steps, state.weight_sum, state.n_accumulated = self._kernels.compiled.mean_steps(
-            shares, of_each(batch.staleness, self.discount), batch.makes_version, self._server_learning_rate,
-            state.weight_sum, state.n_accumulated,
+            shares, self._discounts(batch.staleness), batch.makes_version, self._server_learning_rate, state.weight_sum,
+            state.n_accumulated,
         )  # fmt: skip
         versions = self._kernels.consume(state, batch.addresses, batch.makes_version, steps)
         return state, Consumed(steps[:, 0], np.empty((len(batch), 0)), versions)

@@ -101,27 +101,33 @@ class Rows:
         self._fence = Fence()
         self._held: dict[int, weakref.ref[Any]] = {}  # by the first row
 
-    def take(self, n: int) -> tuple[list[int], Float32 | list[Float32]] | None:
+    def take(self, n: int) -> tuple[Sequence[int], Float32 | list[Float32]] | None:
         """The numbers of `n` free rows, and the rows: (n, P), or if they are large a list; None if there are none."""
         if self._are_large:
-            numbers: list[int] = np.flatnonzero(self._marks_R == 0)[:n].tolist()
+            numbers: Sequence[int] = np.flatnonzero(self._marks_R == 0)[:n].tolist()
             if len(numbers) < n:
                 return None
         else:
             first = self._marks_R.tobytes().find(bytes(n))
             if first < 0:
                 return None
-            numbers = list(range(first, first + n))
+            numbers = range(first, first + n)
         self._fence()
-        self._marks_R[numbers] = 1
+        self._mark(numbers, 1)
         if self._are_large:
             return numbers, [self._at(number, 1) for number in numbers]
-        return numbers, self._at(numbers[0], n).reshape(n, self._n_values)
+        return numbers, self._at(first, n).reshape(n, self._n_values)
 
     def give_back(self, numbers: Sequence[int]) -> None:
         """Rows are free again."""
         self._fence()
-        self._marks_R[list(numbers)] = 0
+        self._mark(numbers, 0)
+
+    def _mark(self, numbers: Sequence[int], mark: int) -> None:
+        if isinstance(numbers, range):
+            self._marks_R[numbers.start : numbers.stop] = mark
+        else:
+            self._marks_R[list(numbers)] = mark
 
     def received(self, numbers: Sequence[int]) -> Float32 | list[Float32]:
         """Updates that a worker left, as `take` gives rows: given back when they are let go of."""

@@ -112,9 +112,9 @@ class ServerWithLane(Server):
         rows, first = lane.rows, self.pulse.version
         part = slice(lane.row - rows.first, lane.row - rows.first + n)
         makes_version = rows.makes_version[part]
-        met_version = first + np.cumsum(makes_version) - makes_version
-        staleness, bases = met_version - rows.base[part], rows.base[part]
-        one = partial(self._one_of, rows, part.start, staleness.tolist(), met_version.tolist())
+        met_version, bases = first + makes_version.cumsum() - makes_version, rows.base[part]
+        staleness = met_version - bases
+        one = partial(self._one_of, rows, part.start, staleness, met_version)
         batch = Batch(rows.reports["n_samples"][part], staleness, makes_version, rows.address[part], one)
         self._is_torn = True
         if self._unpacking is None:
@@ -124,7 +124,7 @@ class ServerWithLane(Server):
         wall_s = self._clock()
         self._hand_out(lane, consumed.versions, wall_s)
         rows.met_version[part], rows.weight[part], rows.scalars[part] = met_version, consumed.weights, consumed.scalars
-        lane.consumed(n)
+        lane.consumed(n, wall_s)
         lane.pump(is_waiting=not lane.is_next_here())
         self._n_reached += n
         self.pulse.n_updates += n
@@ -173,18 +173,15 @@ class ServerWithLane(Server):
         self._supply.release_version(first)
         self._evaluations.collect()
 
-    def _one_of(
-        self, rows: Rows, first: int, staleness: Sequence[int], met_version: Sequence[int], i: int
-    ) -> tuple[Update, Arrival]:
+    def _one_of(self, rows: Rows, first: int, staleness: Int64, met_version: Int64, i: int) -> tuple[Update, Arrival]:
         """All that is known of the i-th of the rows from index `first` on."""
         task = rows.task(first + i)
         base_P = self._versions.get(task.base_version) if self._needs_base else None
         vector_P = rows.vector(first + i)
         if self._unpacking is not None:
             vector_P = self._unpacking.vector(vector_P, base_P)
-        return Update(rows.report(first + i), vector_P), Arrival(
-            staleness[i], task, met_version[i], task.arrival_s, base_P
-        )
+        arrival = Arrival(int(staleness[i]), task, int(met_version[i]), task.arrival_s, base_P)
+        return Update(rows.report(first + i), vector_P), arrival
 
     def _record_rows(self, lane: Lane, least: int = 1) -> None:
         """Records what the lane consumed, if that is so many rows at least."""

@@ -12,6 +12,7 @@ opens only where there is room for all that can be unconsumed. The bits do not d
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import counted, of_each
+from fedsim.columns import counted
 from fedsim.comm.transport import Command, Trained
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
-from fedsim.engine.rows import Rows, Stage
+from fedsim.engine.rows import Rows
 from fedsim.engine.shelves import Shelves
+from fedsim.engine.stages import HERE, POSTED, READY, WAITING
 from fedsim.engine.versions import VersionStore
 from fedsim.schedule.alone import Federation, reason_against
-from fedsim.schedule.placement import ANY_WORKER
 from fedsim.schedule.schedule import Plain
 from fedsim.tables import ReportTable, TaskTable
 from fedsim.types import Int64, Task
@@ -59,7 +60,6 @@ class _Group(NamedTuple):
     """Rows that are at a worker, ascending, and from which versions how many of them start."""
 
     rows: Int64
-    numbers: Int64
     bases: list[tuple[int, int]]
 
 
@@ -183,9 +183,9 @@ class Lane:
                 known = foreign.item
                 item.state, item.worker, item.granted = known.state, known.worker, known.granted
                 item.report, item.row_P, item.arrived_s = known.report, known.row_P, known.arrived_s
-            elif index is not None and rows.stage[index] == Stage.POSTED:
+            elif index is not None and rows.stage[index] == POSTED:
                 item.state, item.worker, item.granted = State.POSTED, int(rows.worker[index]), True
-            elif index is not None and rows.stage[index] == Stage.HERE:
+            elif index is not None and rows.stage[index] == HERE:
                 item.state, item.report, item.row_P = State.HERE, rows.report(index), rows.vector(index)
                 item.arrived_s, item.worker = float(rows.arrived_s[index]), int(rows.worker[index])
             items.append(item)
@@ -203,8 +203,7 @@ class Lane:
         beyond the next version."""
         at = self.row - self.rows.first
         n_known = self.rows.stop - self.row - self._n_in_flight - self._n_merge  # whose versions' tasks are known
-        here = self.rows.stage[at : at + min(self._most_together, n_known)] == Stage.HERE
-        n = here.size if here.all() else int(here.argmin())
+        n: int = self.compiled.n_here(self.rows.stage, at, min(self._most_together, n_known))
         if n and not self._is_before_end(n_reached, self._version, n):  # which may plan, and move all indices
             n = min(n, self._next_making() + 1 - (self.row - self.rows.first))
         return n
@@ -217,14 +216,14 @@ class Lane:
 
     def is_next_here(self) -> bool:
         """Whether the update that is due is here."""
-        return bool(self.rows.stage[self.row - self.rows.first] == Stage.HERE)
+        return bool(self.rows.stage[self.row - self.rows.first] == HERE)
 
     def _next_making(self) -> int:
         """The index of the next row that makes a version."""
         at = self.row - self.rows.first
         return at + int(self.rows.makes_version[at:].argmax())
 
-    def consumed(self, n: int) -> None:
+    def consumed(self, n: int, now_s: float) -> None:
         """The next rows were applied, and what starts from the versions that were published can be trained."""
         rows, at = self.rows, self.row - self.rows.first
         rows.let_go(slice(at, at + n))
@@ -232,8 +231,7 @@ class Lane:
             for number in rows.number[at : at + n].tolist():
                 self._foreign.pop(number, None)
         self.row += n
-        stage = rows.stage[at + n :]
-        stage[(stage == Stage.WAITING) & (rows.base[at + n :] <= self._version)] = Stage.READY
+        self.compiled.made_ready(rows.stage, rows.base, rows.submitted_s, at + n, self._version, now_s)
 
     def published(self, version: int, wall_s: float) -> int:
         """How many tasks that were dispatched start from the version, which is there now."""
@@ -265,8 +263,9 @@ class Lane:
         assert self._depot is not None
         host_of, first = self._depot.host_of, rows.stop
         host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
-        is_there = planned.tasks.base_version <= self._version
-        rows.extend(planned, host, np.where(is_there, np.int8(Stage.READY), np.int8(Stage.WAITING)))
+        base, last, made_s = planned.tasks.base_version, self._version, self._made_s
+        submitted_s = np.array([made_s[version] if version <= last else math.nan for version in base.tolist()])
+        rows.extend(planned, host, np.where(base <= last, READY, WAITING).astype(np.int8), submitted_s)
         if self._foreign:
             self._know_foreign(first)
         self._forget()
@@ -278,7 +277,7 @@ class Lane:
             if foreign is None:
                 continue
             foreign.row = row
-            self.rows.stage[row - self.rows.first] = Stage.POSTED
+            self.rows.stage[row - self.rows.first] = POSTED
             self.rows.worker[row - self.rows.first] = foreign.item.worker
             if foreign.item.state is State.HERE:
                 self._put_foreign(foreign)
@@ -287,7 +286,8 @@ class Lane:
         item, index = foreign.item, np.array([foreign.row - self.rows.first])
         assert item.report is not None and item.row_P is not None
         reports = ReportTable.of([item.report])
-        self.rows.put(index, reports.rank, reports.rows, item.row_P[None], item.submitted_s, item.arrived_s)
+        self.rows.submitted_s[index] = item.submitted_s
+        self.rows.put(index, reports.rank, reports.rows, item.row_P[None], item.arrived_s)
 
     def _forget(self) -> None:
         """Lets go of what no row asks for any more."""
@@ -301,80 +301,32 @@ class Lane:
         """Posts groups to workers that have none, and to others what is needed before anything new can start."""
         depot = self._depot
         assert depot is not None
-        at = self.row - self.rows.first
-        ready = at + np.flatnonzero(self.rows.stage[at:] == Stage.READY)
-        for n_groups in range(self._bounds.n_groups):
-            for worker in depot.living:
-                desk = depot.desks[worker]
-                if not ready.size:
-                    return
-                if desk.n_groups == n_groups:
-                    ready = self._post_some(worker, desk, ready, is_waiting)
-
-    def _post_some(self, worker: int, desk: Desk, ready: Int64, is_waiting: bool) -> Int64:
-        """Posts a group out of what is ready, as indices, if it is time; returns what is left."""
-        hosts = self.rows.host[ready]
-        own = hosts == worker
-        is_shared = not own.any()
-        queue = ready[hosts == ANY_WORKER] if is_shared else ready[own]
-        if not queue.size:
-            return ready
-        n_unconsumed = ready.size + self._n_at_workers()
-        n = self._size(desk, queue, n_unconsumed, is_shared=is_shared, is_waiting=is_waiting)
-        n = min(n, self._bounds.worker_rows - desk.n_rows, queue.size)
-        if n <= 0:
-            return ready
-        self._post(worker, desk, queue[:n])
-        left: Int64 = ready[self.rows.stage[ready] == Stage.READY]
-        return left
-
-    def _n_at_workers(self) -> int:
-        """How many tasks are posted or here, and not consumed."""
-        at = self.row - self.rows.first
+        desks = depot.desks
         n_unknown = sum(foreign.row < 0 for foreign in self._foreign.values())
-        return int(np.count_nonzero(self.rows.stage[at:] >= Stage.POSTED)) + n_unknown
+        for n_groups in range(self._bounds.n_groups):  # nobody gets a second group before everybody has one
+            for worker in depot.living:
+                if desks[worker].n_groups == n_groups:
+                    n_alike = [desks[other].n_groups for other in depot.living].count(n_groups)
+                    self._post_some(worker, desks[worker], n_alike, n_unknown, is_waiting)
 
-    def _size(self, desk: Desk, queue: Int64, n_unconsumed: int, *, is_shared: bool, is_waiting: bool) -> int:
-        """How many tasks a worker gets now.
-
-        Where they are all that can be trained before the next version, they are dealt out in groups of one size, no
-        more of them than it takes. Else a group waits until it is worth its fixed cost, or the server waits. Then the
-        first idle worker gets what comes before anything that cannot start yet, and the others the rest: in a
-        simulation this was 5 to 15 % faster than equal shares, for large models and small ones.
-        """
-        assert self._depot is not None
-        living, desks, most = self._depot.living, self._depot.desks, self._bounds.group_size
-        n_ready, n_alike = queue.size, 1
-        if is_shared:
-            n_alike = sum(desks[worker].n_groups == desk.n_groups for worker in living)
-        fill = min(most, max(1, n_unconsumed // (2 * self._bounds.n_groups * len(living))))
-        if not desk.n_groups:
-            share = _dealt(n_ready, n_alike, most)
-            if is_waiting and is_shared and len(living) > 1 and queue[0] == self.row - self.rows.first:
-                return min(share, self._n_before_unknown(queue))
-            return share if is_waiting or share >= fill else 0
-        if n_needed := int(np.searchsorted(queue, self._next_making(), "right")):
-            return _dealt(n_needed, n_alike, most)
-        return fill if n_ready >= fill * (1 + (len(living) if is_shared else 1)) else 0
-
-    def _n_before_unknown(self, queue: Int64) -> int:
-        """How many of the tasks that are ready are consumed before the first whose base version is not there yet."""
-        at = self.row - self.rows.first
-        waiting = self.rows.stage[at:] == Stage.WAITING
-        first = at + int(waiting.argmax()) if waiting.any() else at + waiting.size
-        return int(np.searchsorted(queue, first))
-
-    def _post(self, worker: int, desk: Desk, index: Int64) -> None:
-        depot, rows = self._depot, self.rows
+    def _post_some(self, worker: int, desk: Desk, n_alike: int, n_unknown: int, is_waiting: bool) -> None:
+        """Posts a group out of what is ready, if it is time."""
+        depot, rows, bounds = self._depot, self.rows, self._bounds
         assert depot is not None
-        rows.stage[index], rows.worker[index] = Stage.POSTED, worker
+        index = self.compiled.posted(
+            rows.stage, rows.host, rows.makes_version, rows.worker, self.row - rows.first, n_unknown, worker,
+            desk.n_groups, n_alike, len(depot.living), bounds.n_groups, bounds.group_size,
+            bounds.worker_rows - desk.n_rows, is_waiting,
+        )  # fmt: skip
+        if not index.size:
+            return
         bases = counted(rows.base[index])
         coming = [version for version, n in bases if depot.shelves.pin_for_tasks(worker, version, n)]
-        group = _Group(index + rows.first, rows.number[index], bases)
-        self._groups[int(group.numbers[0])] = group
+        tasks = rows.tasks[index]
+        self._groups[int(tasks["task"][0])] = _Group(index + rows.first, bases)
         desk.n_groups += 1
         desk.n_rows += index.size
-        depot.post(worker, Command(TaskTable(rows.tasks[index]), [True] * index.size, coming))
+        depot.post(worker, Command(TaskTable(tasks), [True] * index.size, coming))
 
     def trained(self, message: Trained) -> None:
         """A group is here."""
@@ -387,12 +339,9 @@ class Lane:
         if group is None:
             self._foreign_trained(message, now_s)
             return
-        assert (group.numbers == reports.rows["task"]).all()
         for version, n in group.bases:
             depot.shelves.unpin_from_tasks(message.worker, version, n)
-        index = group.rows - self.rows.first
-        submitted_s = of_each(self.rows.base[index], self._made_s.__getitem__)
-        self.rows.put(index, reports.rank, reports.rows, message.rows, submitted_s, now_s)
+        self.rows.put(group.rows - self.rows.first, reports.rank, reports.rows, message.rows, now_s)
 
     def _foreign_trained(self, message: Trained, now_s: float) -> None:
         """A group is here that was posted before the lane opened."""
@@ -456,16 +405,6 @@ def _least(stop: int | None) -> int:
 def versions_in_memory(made: Plan) -> int:
     """How many versions rank zero may keep."""
     return made.config.memory.server_versions_bytes // (4 * made.n_version_values)
-
-
-def _dealt(n: int, n_workers: int, most: int) -> int:
-    """The size of groups of equal size, at most `most`, in which `n` tasks are dealt to so many workers.
-
-    >>> _dealt(256, 2, 64), _dealt(100, 2, 64), _dealt(5, 2, 64), _dealt(300, 2, 64)
-    (64, 50, 3, 50)
-    """
-    n_groups = n_workers * -(-n // (n_workers * most))
-    return -(-n // n_groups) if n else 0
 
 
 def _is_plain(item: Item) -> bool:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import counted
 from fedsim.schedule.ahead import Planned
 from fedsim.tables import REPORT, TASK
-from fedsim.types import Float32, Int64, Outcome, Task, TaskReport
-from fedsim.whereabouts import addresses
+from fedsim.types import Float32, Float64, Int64, Outcome, Task, TaskReport
+from fedsim.whereabouts import address
 
-
-class Stage:
-    """Where the task of a row that is not consumed stands: plain numbers, which numpy compares in half the time."""
-
-    WAITING: Final = 0  # for its base version
-    READY: Final = 1
-    POSTED: Final = 2
-    HERE: Final = 3
-
-
-_RESULT = (("worker", "i8"), ("submitted_s", "f8"), ("arrived_s", "f8"), ("address", "i8"))
-_MERGED = (("met_version", "i8"), ("weight", "f8"))
 _COPIED = 2048  # consumed rows that are kept before all columns are copied without them
-
-
-@dataclass(slots=True)
-class _Held:
-    """Updates that came together, (G, P) or a list of (P,), and how many of them are not let go of."""
-
-    updates: Any
-    n_left: int
 
 
 class Rows:
@@ -42,15 +20,19 @@ class Rows:
 
     `tasks` are records as they travel (`TASK`), `reports` likewise (`REPORT`); the other columns say when a task was
     submitted and its update arrived, where that lies, which version it met and what the rule said of it.
-    `hold` is the number of the group that an update came with, `place` its place in it: updates that came in one array
+    `hold` is the number of the array that an update came in, `place` its place there: updates that came in one array
     are let go of with the last of them.
     """
 
     def __init__(self, n_scalars: int) -> None:
+        from fedsim.engine import compiled  # loads numba
+
+        self._compiled = compiled
         self.first = 0
         self.n_recorded = 0  # rows before that are in the record
-        self._held: dict[int, _Held] = {}
-        self._n_held = 0
+        self._held: list[Any] = []  # arrays (G, P), or (P,) of a large update
+        self._n_left = np.empty(0, np.int64)  # updates in each that are not let go of
+        self._free: list[int] = []  # numbers of what holds none
         self.tasks: NDArray[Any] = np.empty(0, TASK)
         self.reports: NDArray[Any] = np.empty(0, REPORT)
         self.number = self.base = self.host = np.empty(0, np.int64)
@@ -66,8 +48,8 @@ class Rows:
         """One past the last row known."""
         return self.first + self.number.size
 
-    def extend(self, planned: Planned, host: Int64, stage: NDArray[np.int8]) -> None:
-        """Knows further rows: those planned, with the host and stage of each."""
+    def extend(self, planned: Planned, host: Int64, stage: NDArray[np.int8], submitted_s: Float64) -> None:
+        """Knows further rows: those planned, with the host and stage of each, and since when it can be trained."""
         done = max(self.n_recorded - self.first, 0)
         done = done if done > _COPIED or done == self.number.size else 0
         columns, n = planned.tasks, planned.rates.size
@@ -81,6 +63,7 @@ class Rows:
             "base": columns.base_version,
             "host": host,
             "stage": stage,
+            "submitted_s": submitted_s,
             "makes_version": planned.makes_version,
             "download_s": columns.download_s,
             "compute_s": columns.compute_s,
@@ -95,37 +78,48 @@ class Rows:
         self.first += done
 
     def _columns(self) -> list[tuple[str, NDArray[Any]]]:
-        return [(name, value) for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        return [(name, value) for name, value in vars(self).items() if name[0] != "_" and isinstance(value, np.ndarray)]
 
-    def put(
-        self, index: Int64, worker: int, reports: NDArray[Any], updates: Any, submitted_s: Any, arrived_s: float
-    ) -> None:
+    def put(self, index: Int64, worker: int, reports: NDArray[Any], updates: Any, arrived_s: float) -> None:
         """The updates of some rows are here, (G, P) or a list of (P,), with their reports."""
-        self.stage[index] = Stage.HERE
-        self.worker[index] = worker
-        self.reports[index] = reports
-        self.submitted_s[index], self.arrived_s[index] = submitted_s, arrived_s
-        self.address[index] = addresses(updates)
-        self.hold[index], self.place[index] = self._n_held, np.arange(index.size)
-        own = updates if isinstance(updates, np.ndarray) else list(updates)
-        self._held[self._n_held] = _Held(own, index.size)
-        self._n_held += 1
+        if isinstance(updates, np.ndarray):
+            self._put(index, worker, reports, updates, updates.strides[0], arrived_s)
+            return
+        for i, update in enumerate(updates):  # large ones, each in memory of its own
+            self._put(index[i : i + 1], worker, reports[i : i + 1], update, 0, arrived_s)
+
+    def _put(
+        self, index: Int64, worker: int, reports: NDArray[Any], updates: Any, stride: int, arrived_s: float
+    ) -> None:
+        hold = self._hold(updates, index.size)
+        are_theirs = self._compiled.put(
+            index, reports, address(updates), stride, hold, worker, arrived_s, self.number, self.stage, self.reports,
+            self.address, self.hold, self.place, self.worker, self.arrived_s,
+        )  # fmt: skip
+        assert are_theirs
+
+    def _hold(self, updates: Any, n: int) -> int:
+        """The number of an array from now on, until `n` updates in it were let go of."""
+        if not self._free:
+            n_more = max(64, len(self._held))
+            self._free = list(range(len(self._held), len(self._held) + n_more))
+            self._held += [None] * n_more
+            self._n_left = np.concatenate([self._n_left, np.zeros(n_more, np.int64)])
+        hold = self._free.pop()
+        self._held[hold], self._n_left[hold] = updates, n
+        return hold
 
     def vector(self, index: int) -> Float32:
         """The update of a row, (P,)."""
-        vector_P: Float32 = self._held[int(self.hold[index])].updates[self.place[index]]
+        held = self._held[int(self.hold[index])]
+        vector_P: Float32 = held[self.place[index]] if held.ndim > 1 else held
         return vector_P
 
     def let_go(self, part: slice) -> None:
         """The updates of some rows are looked at no more."""
-        for number, n in counted(self.hold[part]):
-            held = self._held[number]
-            held.n_left -= n
-            if not held.n_left:
-                del self._held[number]
-            elif isinstance(held.updates, list):  # large ones, each in memory of its own
-                for place in self.place[part][self.hold[part] == number].tolist():
-                    held.updates[place] = None
+        for hold in self._compiled.let_go(self.hold[part], self._n_left).tolist():
+            self._held[hold] = None
+            self._free.append(hold)
 
     def task(self, index: int) -> Task:
         """All of a row's task."""

@@ -64,7 +64,7 @@ class States(Protocol):
 class Room(Protocol):
     """Rows that a worker has in common with rank zero (`fedsim.comm.commons`)."""
 
-    def take(self, n: int) -> tuple[list[int], Float32 | list[Float32]] | None: ...
+    def take(self, n: int) -> tuple[Sequence[int], Float32 | list[Float32]] | None: ...
 
     def give_back(self, numbers: Sequence[int]) -> None: ...
 
@@ -150,7 +150,7 @@ class Worker:
                 self._held[number] = row.copy()
         return Trained(self._index, reports, send, _some(rows, send), failed)
 
-    def _rows(self, n: int, is_shared: bool) -> tuple[list[int], Rows]:
+    def _rows(self, n: int, is_shared: bool) -> tuple[Sequence[int], Rows]:
         """Where the updates of a group are to be, and which of the shared rows that is."""
         shared = self._room.take(n) if self._room is not None and is_shared else None
         return ([], self._own_rows(n)) if shared is None else shared

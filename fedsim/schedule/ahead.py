@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import of_each
+from fedsim.columns import Remembered
 from fedsim.config import ScheduleConfig, StopConfig
 from fedsim.schedule import compiled
 from fedsim.schedule.alone import Federation, TaskColumns
@@ -61,8 +61,7 @@ class Ahead(ScheduleAlone):
         n_rows: int,
     ) -> None:
         super().__init__(schedule, _ENDLESS, federation, seed, n_rows=n_rows)
-        self._learning_rate = learning_rate
-        self._rates: dict[int, float] = {}
+        self._rates = Remembered(learning_rate)
         self._kept: deque[_Kept] = deque()
 
     def take_over(self, plain: Plain) -> None:
@@ -90,7 +89,7 @@ class Ahead(ScheduleAlone):
         flight.n[compiled.N_CONSUMED] = plain.n_consumed
         flight.t[:] = plain.now_s, math.inf
         self._draws = compiled.Draws(0, np.empty(0), np.empty(0), np.empty(0, np.bool_))
-        self._rates.clear()
+        self._rates.forget()
         self._kept.clear()
 
     def plan(self) -> Planned:
@@ -98,7 +97,7 @@ class Ahead(ScheduleAlone):
         self._kept.append(_Kept(self.n_consumed, _copied(self._idle), _copied(self._flight)))
         before = int(self._flight.n[compiled.NEXT_TASK])
         columns = self.block().tasks
-        rates = of_each(columns.base_version, self._rate)
+        rates = self._rates(columns.base_version)
         applied = columns.applied_version
         makes = np.append(applied[1:], self.version + 1) > applied
         flight = self._flight
@@ -135,9 +134,8 @@ class Ahead(ScheduleAlone):
         position = flight.position[slots]
         client = people.client[position] if people.client.size else position
         base = flight.base_version[slots]
-        rates = of_each(base, self._rate)
         columns: list[Int64 | Float64] = [flight.task[slots], client, base, _at(people.n_samples, position)]
-        columns += [_at(people.n_steps, position), np.zeros_like(base), rates, flight.dispatch_s[slots]]
+        columns += [_at(people.n_steps, position), np.zeros_like(base), self._rates(base), flight.dispatch_s[slots]]
         columns += [_at(people.download_s, position), flight.compute_s[slots], _at(people.upload_s, position)]
         columns += [flight.arrival_s[slots]] * 2
         lists: list[list[Any]] = [column.tolist() for column in columns]
@@ -151,14 +149,6 @@ class Ahead(ScheduleAlone):
             tasks=tasks,
             positions=position.tolist(),
         )
-
-    def _rate(self, version: int) -> float:
-        rate = self._rates.get(version)
-        if rate is None:
-            rate = self._rates[version] = self._learning_rate(version)
-            if len(self._rates) > 4 * self._flight.task.size + 4096:
-                self._rates = {version: rate}
-        return rate
 
 
 def _at(column: Int64 | Float64, position: Int64) -> Int64 | Float64:

@@ -350,9 +350,9 @@ class Bench:
         made = Lane(ahead, versions, self.bounds, config.stop, self.clock, n_in_flight=n_in_flight, n_merge=n_merge)
         consumed = made.consumed
 
-        def counted(n: int) -> None:
+        def counted(n: int, now_s: float) -> None:
             self.n_lane_updates += n
-            consumed(n)
+            consumed(n, now_s)
 
         made.consumed = counted  # type: ignore[method-assign]
         return made

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedsim.engine import evaluations, following, rows
-from fedsim.engine.lane import _dealt
+from fedsim.engine.compiled import dealt
 from fedsim.engine.supply import Bounds
 
 EXPONENTIAL = {"compute": {"time": {"law": "exponential", "mean": 1.0}}}
@@ -161,4 +161,4 @@ def test_a_client_fails_while_evaluations_have_no_place(
 
 
 def test_groups_of_one_size_and_no_more_than_it_takes() -> None:
-    assert [_dealt(n, 2, 64) for n in (0, 1, 5, 100, 128, 256, 300)] == [0, 1, 3, 50, 64, 64, 50]
+    assert [dealt(n, 2, 64) for n in (0, 1, 5, 100, 128, 256, 300)] == [0, 1, 3, 50, 64, 64, 50]

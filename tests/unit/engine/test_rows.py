@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.engine.rows import Rows, Stage
+from fedsim.engine.rows import Rows
+from fedsim.engine.stages import POSTED
 from fedsim.schedule.ahead import Planned
 from fedsim.schedule.alone import TaskColumns
 from fedsim.tables import REPORT
@@ -25,7 +26,7 @@ def known(n: int) -> Rows:
         dispatch_s=real, download_s=real, compute_s=real, upload_s=real, arrival_s=real, n_samples=whole, n_steps=whole,
     )  # fmt: skip
     rows = Rows(n_scalars=0)
-    rows.extend(Planned(columns, real, np.zeros(n, np.bool_), {}), whole, np.full(n, Stage.POSTED, np.int8))
+    rows.extend(Planned(columns, real, np.zeros(n, np.bool_), {}), whole, np.full(n, POSTED, np.int8), real)
     return rows
 
 
@@ -34,7 +35,9 @@ def vectors(values: list[float]) -> list[Vector]:
 
 
 def put(rows: Rows, index: list[int], updates: Any) -> None:
-    rows.put(np.array(index), 1, np.zeros(len(index), REPORT), updates, 0.0, 0.0)
+    reports = np.zeros(len(index), REPORT)
+    reports["task"] = index
+    rows.put(np.array(index), 1, reports, updates, 0.0)
 
 
 def test_an_update_is_found_by_its_row_however_it_came() -> None:

@@ -119,13 +119,14 @@ class CapturedMachine:
         """See `fedsim.training.group.Machine.begin_block`."""
         self._machine.begin_block(n_slots, n_block)
 
-    def step(self, k: int, n_slots: int) -> None:
-        """See `fedsim.training.group.Machine.step`."""
+    def step(self, k: int, n_slots: int, n_most: int = 1) -> int:
+        """See `fedsim.training.group.Machine.step`: one step."""
         self._machine.prepare(n_slots)
         self._k.fill_(k)
         self._graph.replay()
         self.batches.pieces_GKB[:, k].copy_(self._pieces_GB)
         self.n_replayed += 1
+        return 1
 
     def end_block(self, n_slots: int) -> None:
         """See `fedsim.training.group.Machine.end_block`."""

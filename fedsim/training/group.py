@@ -54,8 +54,9 @@ class Machine(Protocol):
     def begin_block(self, n_slots: int, n_block: int) -> None:
         """Called once the next `n_block` steps are in `batches`, before the first of them."""
 
-    def step(self, k: int, n_slots: int) -> None:
-        """Takes step `k` of the block that is in `batches`."""
+    def step(self, k: int, n_slots: int, n_most: int = 1) -> int:
+        """Takes step `k` of the block that is in `batches`, and of the next ones as many as take no time worth
+        mentioning, `n_most` in all: how many it took."""
 
     def end_block(self, n_slots: int) -> None:
         """Called after the last step of a block if there is another for the first slots, before `batches` changes."""
@@ -189,11 +190,12 @@ class GroupTrainer:
 
     def _steps(self, slots: _Slots, step: int, n_block: int, n_slots: int, progress: Callable[[], None]) -> int:
         """Takes the steps of a block and writes out the tasks that are through; how many slots are still at work."""
-        machine, n_steps = self._machine, slots.n_steps
-        for k in range(n_block):
-            machine.step(k, n_slots)
+        machine, n_steps, stop = self._machine, slots.n_steps, step + n_block
+        first = step
+        while step < stop:
+            step += machine.step(step - first, n_slots, min(n_steps[n_slots - 1], stop) - step)
             n_begun = n_slots
-            while n_slots and n_steps[n_slots - 1] == step + k + 1:
+            while n_slots and n_steps[n_slots - 1] == step:
                 n_slots -= 1
             if n_slots < n_begun:
                 slots.write(machine, n_slots, n_begun, self._payload)

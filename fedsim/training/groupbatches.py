@@ -55,9 +55,10 @@ class Batch:
 
     @cached_property
     def places(self) -> Int64:
-        """The address and a slot's stride of samples, targets, scale and pieces: (8,)."""
+        """Of samples, targets, scale and pieces the address and the strides of a slot and of a block's step: (12,)."""
         every = (self.x_gBF, self.targets_gB, self.scale_gB, self.pieces_gB)
-        return np.array([(tensor.data_ptr(), tensor.stride(0)) for tensor in every], np.int64).reshape(-1)
+        numbers = [(tensor.data_ptr(), tensor.stride(0), tensor.shape[1] * tensor.stride(1)) for tensor in every]
+        return np.array(numbers, np.int64).reshape(-1)
 
 
 class GroupBatches:

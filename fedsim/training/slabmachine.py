@@ -78,11 +78,12 @@ class SlabMachine:
         self._n_at_work = self.n_slots
         self._rest(n_slots)
 
-    def step(self, k: int, n_slots: int) -> None:
-        """See `fedsim.training.group.Machine.step`."""
+    def step(self, k: int, n_slots: int, n_most: int = 1) -> int:
+        """See `fedsim.training.group.Machine.step`: one step."""
         self.prepare(n_slots)
         g = self.n_slots if self.is_fixed else max(n_slots, self.min_slots)
         self.take(self._batch(g, k))
+        return 1
 
     def prepare(self, n_slots: int) -> None:
         """What a step does outside a recorded graph: it puts what is new into memory that `take` reads."""

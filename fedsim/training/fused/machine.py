@@ -14,6 +14,7 @@ from fedsim.training.flat import Flat
 from fedsim.training.fused import ahead, convolution, pooled, program
 from fedsim.training.fused.graph import Node, UnsupportedError, trace
 from fedsim.training.fused.losses import fused_loss
+from fedsim.training.fused.optimizers import PlainSgd
 from fedsim.training.fused.values import Arena, Context
 from fedsim.training.groupbatches import Batch
 from fedsim.training.objectives import TaskLoss
@@ -85,6 +86,8 @@ class FusedMachine(SlabMachine):
         assert kind is not None
         self._loss = kind
         self._arena = Arena(dtype, device)
+        # a step is what its program does, for the slots at work alone
+        self._is_bare = isinstance(self.stepper, PlainSgd) and self.min_slots == 1 and not self.is_fixed
         self._programs: dict[int, program.Program] = {}
         self._at_work = self._program(self.n_slots)  # the largest first, so that the arena is allocated once
 
@@ -121,11 +124,16 @@ class FusedMachine(SlabMachine):
         if self._ahead is not None:
             self._ahead.subtract(first, out)
 
-    def step(self, k: int, n_slots: int) -> None:
+    def step(self, k: int, n_slots: int, n_most: int = 1) -> int:
         """See `fedsim.training.group.Machine.step`."""
         if self._ahead is not None:
             self._ahead.k = k
-        super().step(k, n_slots)
+        whole = self._program(n_slots).whole if self._is_bare else None
+        if whole is None:
+            return super().step(k, n_slots)
+        n_steps = min(n_most, whole.n_together)
+        whole(self._batch(n_slots, k), n_steps)
+        return n_steps
 
     def compute(self, batch: Batch) -> None:
         """See `SlabMachine.compute`."""

@@ -52,6 +52,8 @@ class Program:
         self._loss = loss(ctx, y)
         self._built = built
         self._work = self._recorded(ctx)
+        only = self._work[0] if len(self._work) == 1 else None
+        self.whole = only if isinstance(only, tape.Tape) else None  # where a step is nothing but a tape
 
     def _recorded(self, ctx: Context) -> list[Callable[[Batch], None]]:
         """What a step consists of, in order; compiled operations that follow one another are one tape."""

@@ -10,6 +10,7 @@ file, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,10 +24,12 @@ from fedsim.training.groupbatches import Batch
 Row = tuple[int, ...]
 FORWARD, BACKWARD, BIAS, RELU, RELU_BACK, ENTROPY = range(6)
 _WIDTH = 18  # of the longest row
+_N_SIZES = {FORWARD: 4, BACKWARD: 4, BIAS: 3, RELU: 1, RELU_BACK: 1, ENTROPY: 3}
+_MOST_OPERATIONS = 8_000_000  # of the steps of a call, a third of a millisecond: messages wait meanwhile
 
 
 class Tape:
-    """The operations of some rows."""
+    """The operations of some rows; `n_together` is how many steps of them one call may take."""
 
     def __init__(self, ctx: Context, rows: Sequence[Row]) -> None:
         self._rows = np.zeros((len(rows), _WIDTH), np.int64)
@@ -34,10 +37,12 @@ class Tape:
             self._rows[i, : len(row)] = row
         self._numbers = (ctx.one, type(ctx.one)(ctx.target.beta), type(ctx.one)(ctx.target.alpha))
         self._n_bytes = ctx.arena.dtype.itemsize
+        n_operations = sum(math.prod(row[1 : 1 + _N_SIZES[row[0]]]) for row in rows)
+        self.n_together = max(_MOST_OPERATIONS // n_operations, 1)
 
-    def __call__(self, batch: Batch) -> None:
-        """Does them all, on the samples of a step."""
-        _run(*self._numbers, self._n_bytes, self._rows, batch.places)
+    def __call__(self, batch: Batch, n_steps: int = 1) -> None:
+        """Does them all, on the samples of a step, then on those of the next ones of the block."""
+        _run(*self._numbers, self._n_bytes, self._rows, batch.places, n_steps)
 
 
 def recorded(
@@ -76,8 +81,23 @@ _relu, _relu_back = inner(_rectify), inner(_rectify_back)
 
 
 @compiled
-def _run(one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, places: Any) -> None:
-    samples, x_slot, targets, targets_slot, scale, scale_slot, pieces, pieces_slot = places
+def _run(one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, places: Any, n_steps: int) -> None:
+    samples, x_slot, x_step, targets, targets_slot, targets_step = places[:6]
+    scale, scale_slot, scale_step, pieces, pieces_slot, pieces_step = places[6:]
+    for _ in range(n_steps):
+        _step(one, beta, alpha, n_bytes, rows, samples, x_slot, targets, targets_slot, scale, scale_slot, pieces,
+              pieces_slot)  # fmt: skip
+        samples += n_bytes * x_step
+        targets += 8 * targets_step
+        scale += n_bytes * scale_step
+        pieces += n_bytes * pieces_step
+
+
+@compiled
+def _step(
+    one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, samples: int, x_slot: int, targets: int,
+    targets_slot: int, scale: int, scale_slot: int, pieces: int, pieces_slot: int,
+) -> None:  # fmt: skip
     for i in range(rows.shape[0]):
         kind, a, b, c, d, e, f, g, h, j, k, m, n, o, p, q, r, s = rows[i]
         if kind == FORWARD:

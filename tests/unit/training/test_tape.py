@@ -14,6 +14,7 @@ from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
 from fedsim.training.flat import Flat
+from fedsim.training.fused import tape
 from fedsim.training.fused.machine import FusedMachine
 from fedsim.training.fused.memory import Places
 from fedsim.training.fused.pointwise import Relu
@@ -55,7 +56,42 @@ def test_a_step_is_what_its_layers_do(make_config: Make, name: str, dtype: torch
     assert found[0] == found[1]
 
 
-def _machine(training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype: torch.dtype) -> FusedMachine:
+@pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}], ids=["plain", "momentum"])
+@pytest.mark.parametrize("name", MODULES)
+def test_steps_taken_together_are_those_taken_one_by_one(
+    make_config: Make, name: str, optimizer: dict[str, float]
+) -> None:
+    module, loss, kinds = MODULES[name]
+    section = {"batch_size": BATCH, "path": "fused", "optimizer": {"kind": "sgd", "learning_rate": 0.1, **optimizer}}
+    together = kinds == [True] and not optimizer
+    found = []
+    for n_most in (1, 8):
+        machine = _machine(make_config(training=section).training, module, loss, torch.float32)
+        n_calls = 0
+        k = n_calls = 0
+        for n_slots, stop in ((SLOTS, 4), (SLOTS - 1, 6), (1, 9)):  # some are through before others
+            while k < stop:
+                k += machine.step(k, n_slots, min(n_most, stop - k))
+                n_calls += 1
+        assert n_calls == (3 if together and n_most > 1 else 9)
+        out_GP = torch.empty((SLOTS, machine.weights.n_values))
+        machine.read(0, Flat.of(out_GP))
+        found.append((out_GP.numpy().tobytes(), machine.batches.pieces_GKB[:, :9].numpy().tobytes()))
+    assert found[0] == found[1]
+
+
+def test_steps_of_much_work_are_taken_one_by_one(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, loss, _ = MODULES["whole"]
+    n_operations = SLOTS * BATCH * (2 * (16 * 9 + 16 * 4) + 9 + 4) + 2 * 256  # rows have 16 numbers, ReLU whole blocks
+    for n_fitting in (0, 1, 2):
+        monkeypatch.setattr(tape, "_MOST_OPERATIONS", n_fitting * n_operations)
+        machine = _machine(make_config(training={"batch_size": BATCH, "path": "fused"}).training, module, loss)
+        assert machine.step(0, SLOTS, 8) == max(n_fitting, 1)
+
+
+def _machine(
+    training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype: torch.dtype = torch.float32
+) -> FusedMachine:
     """A machine with a block of batches, ready for its first step."""
     machine = FusedMachine(module, (13,), training, loss, SLOTS, device=CPU, dtype=dtype)
     draws, n = torch.Generator().manual_seed(3), machine.weights.n_values
@@ -71,6 +107,8 @@ def _machine(training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype:
 
 class _Plain:
     """A program whose layers are called one by one."""
+
+    whole = None
 
     def __init__(self, program: Any) -> None:
         self._program = program

@@ -43,7 +43,7 @@ def orders(
     of a stream of each pass, (client, task + pass), from its start.
     """
     key = np.uint64(stream_key(seed, purpose))
-    return _orders(clients_G, tasks_G, sizes_G, first_G, n_G, is_one_stream, key)
+    return draw_orders(clients_G, tasks_G, sizes_G, first_G, n_G, is_one_stream, key)
 
 
 @_compiled
@@ -72,10 +72,10 @@ def _draw(words_N: UInt64, client: Any, task: Any, first: int, key: Any) -> None
 
 
 @_compiled
-def _orders(
+def draw_orders(
     clients_G: Int64, tasks_G: Int64, sizes_G: Int64, first_G: Int64, n_G: Int64, is_one_stream: bool, key: Any
 ) -> tuple[Int64, Int64]:
-    """See `orders`."""
+    """What `orders` gives, for a stream's key."""
     starts_G, n_rows, longest = np.empty(sizes_G.size, np.int64), 0, 0
     for g in range(sizes_G.size):
         starts_G[g] = n_rows

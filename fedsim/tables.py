@@ -18,7 +18,7 @@ from fedsim.types import Task, TaskReport
 Records = NDArray[Any]  # structured, (n,)
 
 TASK = np.dtype(
-    [  # the first six are those of `fedsim.training.batches.Numbers`, which reads them as a table
+    [  # eight bytes each: the stacked paths read them as a table
         ("task", "<i8"),
         ("client", "<i8"),
         ("base_version", "<i8"),

@@ -1,6 +1,6 @@
 """What fills the batches of a group, compiled: all slots in one call.
 
-Shapes: `G` slots, `K` steps of a block, `B` batch, `R` = K B rows of a slot.
+Shapes: `G` slots, `K` steps of a block, `B` batch, `R` = K B rows of a slot, `T` numbers of a target, `F` fields.
 """
 
 from __future__ import annotations
@@ -9,64 +9,64 @@ from typing import Any
 
 from fedsim.addresses import array, pointer
 from fedsim.training.fused.vectors import compiled
+from fedsim.training.grouporders import BEGIN, FIRSTS, N_STEPS, SIZES, STARTS, STRIDES
 
 NOTHING, LEFT = -1, -2  # in the place of a row's number: the row is emptied, or left as it is
 
 
 @compiled
-def plan(
-    orders_R: Any, firsts_G: Any, strides_G: Any, begin_G: Any, starts_G: Any, sizes_G: Any, n_steps_G: Any,
-    rates_G: Any, first: int, n_block: int, n_slots: int, rows_GR: Any, n_valid_GK: Any, scale_GKB: Any,
+def fill(
+    one_x: Any, one_y: Any, places_2G: Any, table_FG: Any, passes_7G: Any, orders_R: Any, rates_G: Any, first: int,
+    n_block: int, n_slots: int, n_features: int, x: Any, targets: Any, padding_T: Any, scale_GKB: Any, n_valid_GK: Any,
+    rows_GR: Any,
 ) -> int:  # fmt: skip
-    """Says for a block of steps from `first` on which sample each row holds (see `fedsim.training.batches.GroupOrders`
-    for the orders), how many samples of a batch are real and what each weighs; how many batches are short.
+    """Fills a block of steps from `first` on, of the first slots; how many of its batches are short.
+
+    Which samples they have and in which order is said as in `fedsim.training.grouporders`. `places_2G` are addresses
+    of inputs and of targets, row after row of numbers of the types of `one_x` and `one_y`; of a slot without, the
+    numbers of its rows are put into `rows_GR` instead. `x` and `targets` hold the rows of all slots.
     """
-    n_batch, n_short = scale_GKB.shape[2], 0
+    n_batch, n_rows, n_short = scale_GKB.shape[2], rows_GR.shape[1], 0
+    x_row = x.size // rows_GR.size
     for s in range(n_slots):
-        size, per_pass, filled = sizes_G[s], -(-sizes_G[s] // n_batch), 0
-        n_pass, at = divmod(starts_G[s] + first, per_pass)
+        size, n_steps, has_place = table_FG[SIZES, s], table_FG[N_STEPS, s], places_2G[0, s] != 0
+        per_pass = -(-size // n_batch)
+        n_pass, at = divmod(passes_7G[STARTS, s] + first, per_pass)
         for k in range(n_block):
-            n = min(n_batch, size - at * n_batch) if first + k < n_steps_G[s] else 0
+            n = min(n_batch, size - at * n_batch) if first + k < n_steps else 0
             weight = rates_G[s] / max(n, 1)
             for b in range(n_batch):
                 scale_GKB[s, k, b] = weight if b < n else 0.0
             n_valid_GK[s, k] = n
             n_short += n < n_batch
-            if n == 0:
-                continue
-            source = firsts_G[s] + (n_pass - begin_G[s]) * strides_G[s] + at * n_batch
-            for b in range(n):
-                rows_GR[s, filled + b] = orders_R[source + b]
-            for b in range(n, n_batch):
-                rows_GR[s, filled + b] = NOTHING
-            filled += n_batch
+            begin = passes_7G[FIRSTS, s] + (n_pass - passes_7G[BEGIN, s]) * passes_7G[STRIDES, s] + at * n_batch
+            rows_B, r = orders_R[begin : begin + n], s * n_rows + k * n_batch
+            if not has_place:
+                rows_GR[s, k * n_batch : k * n_batch + n] = rows_B
+                rows_GR[s, k * n_batch + n : (k + 1) * n_batch] = NOTHING if n else LEFT
+            elif n:
+                _gather(one_x, places_2G[0, s], rows_B, n_features, x[r * x_row :], x_row)
+                _gather(one_y, places_2G[1, s], rows_B, padding_T.size, targets[r * padding_T.size :], padding_T.size)
+                for b in range(r + n, r + n_batch):
+                    x[b * x_row : b * x_row + n_features] = 0
+                    targets[b * padding_T.size : (b + 1) * padding_T.size] = padding_T
             at += 1
             if at == per_pass:
                 n_pass, at = n_pass + 1, 0
-        for r in range(filled, rows_GR.shape[1]):
-            rows_GR[s, r] = LEFT
+        if not has_place:
+            rows_GR[s, n_block * n_batch :] = LEFT
     return n_short
 
 
 @compiled
-def gather(
-    one: Any, rows_gR: Any, sources_g: Any, n_bytes: int, width: int, to: Any, n_rows: int, stride: int, empty: Any
-) -> None:
-    """Row r of slot s of `to`, which starts at number (s `n_rows` + r) `stride`, becomes row `rows_gR[s, r]` of s.
-
-    `sources_g` are addresses of rows of `width` numbers of the type of `one`, `n_bytes` each.
-    """
-    for s in range(rows_gR.shape[0]):
-        for r in range(n_rows):
-            row, first = rows_gR[s, r], (s * n_rows + r) * stride
-            if row == NOTHING:
-                for i in range(width):
-                    to[first + i] = empty[i]
-            elif row >= 0:
-                source = array(pointer(one, sources_g[s] + row * width * n_bytes), (width,))
-                if width == 1:
-                    to[first] = source[0]
-                    continue
-                target = to[first : first + width]  # without which LLVM makes no vectors of them
-                for i in range(width):
-                    target[i] = source[i]
+def _gather(one: Any, place: int, rows_B: Any, width: int, to: Any, stride: int) -> None:
+    """Row after row of `to`, `stride` numbers apart, becomes the row of that number of a place."""
+    n_bytes = array(pointer(one, place), (1,)).itemsize
+    for b in range(rows_B.size):
+        source = array(pointer(one, place + rows_B[b] * width * n_bytes), (width,))
+        if width == 1:
+            to[b * stride] = source[0]
+            continue
+        target = to[b * stride : b * stride + width]  # without which LLVM makes no vectors of them
+        for i in range(width):
+            target[i] = source[i]

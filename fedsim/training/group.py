@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
-from fedsim.tables import REPORT, SENT, Records, ReportTable, TaskTable
+from fedsim.tables import REPORT, SENT, TASK, Records, ReportTable, TaskTable
 from fedsim.training import Payload, objectives
-from fedsim.training.batches import Numbers, numbers_of
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
 from fedsim.training.finite import require_finite
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from fedsim.population.population import Population
 
 _PROGRESS_S = 1e-3
+_FIELDS = {name: i for i, name in enumerate(TASK.names or ())}
 _LARGE_BYTES = 2**17  # of an update: below it calls take longer than memory
 
 
@@ -99,7 +99,6 @@ class GroupTrainer:
     ) -> None:
         self.path, self.group_size, _ = choice
         self._config = config
-        self._training = config.training
         self._population = population
         self._payload: Payload = payload
         self._worker = worker
@@ -110,6 +109,7 @@ class GroupTrainer:
             config.memory.worker_data_bytes, device, self._loss, vocabulary_of(module), self.group_size
         )
         self._machine = make_machine(self._loss, self.group_size)
+        self._feed = Feed(self._machine.batches, config.training, config.seed)
         self._full = Weights(module, device) if config.record.losses == "full" else None
 
     def train(
@@ -133,7 +133,7 @@ class GroupTrainer:
     def _train_group(self, slots: _Slots, progress: Callable[[], None]) -> Records:
         """The reports of a group, in the order of its slots."""
         start_s = self._clock()
-        shards = self._shards_of(slots.numbers)
+        shards = self._shards_of(slots)
         full_G2 = np.full((len(shards), 2), math.nan)
         if self._full is not None:
             for i, shard in enumerate(shards):
@@ -151,11 +151,11 @@ class GroupTrainer:
             losses_G2 = np.full((len(shards), 2), math.nan)
         return _reported(slots, losses_G2, (self._clock() - start_s) / len(shards))
 
-    def _shards_of(self, numbers: Numbers) -> list[Samples]:
-        clients = numbers.clients_G.tolist()
+    def _shards_of(self, slots: _Slots) -> list[Samples]:
+        clients = slots.column("client").tolist()
         found = self._shards.find_all([("train", client) for client in clients])
         shards = [shard or self._made(client) for shard, client in zip(found, clients, strict=True)]
-        for shard, client, n in zip(shards, clients, numbers.sizes_G.tolist(), strict=True):
+        for shard, client, n in zip(shards, clients, slots.column("n_samples").tolist(), strict=True):
             assert shard.n_samples == n, f"client {client}: {shard.n_samples} != {n}"
         return shards
 
@@ -167,12 +167,12 @@ class GroupTrainer:
         self, slots: _Slots, shards: Sequence[Samples], progress: Callable[[], None]
     ) -> tuple[Float64, dict[int, tuple[int, float]]]:
         """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
-        machine, numbers, seed = self._machine, slots.numbers, self._config.seed
-        keys = Keys(seed, numbers.clients_G, numbers.tasks_G, slots.n_steps)
+        machine, feed = self._machine, self._feed
+        keys = Keys(self._config.seed, slots.column("client"), slots.column("task"), slots.n_steps)
         machine.start(slots.base, slots.rates_G, keys, slots.linear_GP)
         n_slots, step = len(shards), 0
         rates_G = slots.rates_G if machine.carries_rate else np.ones(n_slots)
-        feed = Feed(machine.batches, self._training, seed, numbers, shards, rates_G)
+        feed.start(slots.table_FG, shards, rates_G)
         losses_G2 = np.full((n_slots, 2), math.nan)
         bad: dict[int, tuple[int, float]] = {}
         while n_slots:
@@ -184,7 +184,7 @@ class GroupTrainer:
             if n_slots:
                 machine.end_block(n_slots)
             losses_gK = machine.batches.losses(machine.sample_losses(n_begun, n_block), n_block)
-            _note(losses_gK, numbers.n_steps_G, step, losses_G2, bad)
+            _note(losses_gK, slots.column("n_steps"), step, losses_G2, bad)
             step += n_block
         return losses_G2, bad
 
@@ -225,7 +225,10 @@ class GroupTrainer:
 
 
 class _Slots:
-    """Which task has which slot: most steps come first. `order` picks those of the slots from the tasks as given."""
+    """Which task has which slot: most steps come first. `order` picks those of the slots from the tasks as given.
+
+    `table_FG` holds the tasks' fields, a row each.
+    """
 
     def __init__(
         self,
@@ -234,21 +237,28 @@ class _Slots:
         out: Rows,
         linear_GP: Float32 | None = None,
     ) -> None:
-        rows, n_steps_G = tasks.rows, tasks.rows["n_steps"]
+        rows = np.ascontiguousarray(tasks.rows)
+        self.table_FG = np.ascontiguousarray(rows.view(np.int64).reshape(-1, len(_FIELDS)).T)
         self._out = Flat(out)
         self.order: Int64 | slice = slice(None)
-        if (n_steps_G[1:] > n_steps_G[:-1]).any():
-            self.order = order_G = np.argsort(-n_steps_G, kind="stable")
+        self.n_steps: list[int] = self.column("n_steps").tolist()
+        if self.n_steps != sorted(self.n_steps, reverse=True):
+            self.order = order_G = np.argsort(-self.column("n_steps"), kind="stable")
             rows, self._out = rows[order_G], self._out.ordered(order_G)
-        self.tasks = TaskTable(rows)
-        self.numbers = numbers_of(self.tasks)
-        self.n_steps: list[int] = self.numbers.n_steps_G.tolist()
+            self.table_FG = self.table_FG.take(order_G, axis=1)
+            self.n_steps = self.column("n_steps").tolist()
         assert self.n_steps[-1] > 0
-        self.rates_G = rows["learning_rate"].copy()  # without gaps
-        versions = self.numbers.versions_G.tolist()
+        self.tasks = TaskTable(rows)
+        self.rates_G: Float64 = self.column("learning_rate").view(np.float64)
+        versions = self.column("base_version").tolist()
         self.base = Flat.named({version: base_of(version) for version in set(versions)}, versions)
         self.norms_G = np.full(len(versions), math.nan)  # of what training changed, once it is written
         self.linear_GP = None if linear_GP is None else torch.from_numpy(linear_GP[self.order])
+
+    def column(self, name: str) -> Int64:
+        """A field of the tasks, (G,), in eight bytes each."""
+        column_G: Int64 = self.table_FG[_FIELDS[name]]
+        return column_G
 
     def vector(self, slot: int) -> Float32:
         """The base of a slot's task, (P,)."""
@@ -277,8 +287,9 @@ class _Slots:
 
 def _reported(slots: _Slots, losses_G2: Float64, train_s: float) -> Records:
     """The reports of the tasks in slots."""
-    numbers, reports = slots.numbers, np.empty(len(losses_G2), REPORT)
-    reports["task"], reports["n_samples"], reports["n_steps"] = numbers.tasks_G, numbers.sizes_G, numbers.n_steps_G
+    reports = np.empty(len(losses_G2), REPORT)
+    for name in ("task", "n_samples", "n_steps"):
+        reports[name] = slots.column(name)
     reports["loss_before"], reports["loss_after"] = losses_G2.T
     reports["update_norm"], reports["train_s"], reports["sent"] = slots.norms_G, train_s, SENT
     return reports

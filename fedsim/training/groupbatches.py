@@ -7,11 +7,10 @@ Shapes: `G` slots, `g` slots at work, `K` steps of a block, `B` batch, `F` numbe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,14 @@ from numpy.typing import NDArray
 
 from fedsim.config import TrainingConfig
 from fedsim.training import copying
-from fedsim.training.batches import GroupOrders, Numbers
-from fedsim.training.shards import DeviceShard, Samples, places_of
+from fedsim.training.grouporders import GroupOrders
+from fedsim.training.shards import Samples, places_of
 from fedsim.types import Float64, Int64
 
 _BLOCK_BYTES = 1 << 20  # of samples, about what a core's own cache holds
 _MAX_STEPS = 64
 _ROW = 16  # samples start on 64-byte boundaries
+_ONE_X = np.float32(1)  # of the type of all shards' inputs
 
 
 def block_steps(n_slots: int, n_batch: int, sample_bytes: int) -> int:
@@ -64,8 +64,8 @@ class Batch:
 class GroupBatches:
     """Memory for a block of steps; `n_valid_GK` says how many samples of each batch are real.
 
-    The others are zeros, and their targets `padding`, which has a target's type and shape. `targets_GKB` has the axes
-    of that shape behind its own.
+    The others are zeros, and their targets `padding`, which is given in a shard's type. `targets_GKB` has the axes of
+    its shape behind its own.
     A block has `n_steps` steps, or as many as fit the cache.
     """
 
@@ -85,7 +85,7 @@ class GroupBatches:
         self.n_features = n_features
         shape = (n_slots, self.n_steps, n_batch)
         self.x_GKBF = torch.zeros((*shape, stride), dtype=dtype, device=device)
-        self.padding = padding.to(device)
+        self.padding = padding.to(device, dtype if padding.is_floating_point() else None)
         self.targets_GKB = self.padding.expand(*shape, *padding.shape).clone()
         self.scale_GKB = torch.zeros(shape, dtype=dtype, device=device)
         self.pieces_GKB = torch.zeros(shape, dtype=dtype, device=device)
@@ -94,6 +94,7 @@ class GroupBatches:
         self.rows_GR = np.empty(rows, np.int64)  # which of its shard's samples each row holds
         self.x_rows = list(self.x_GKBF.view(*rows, stride)[:, :, :n_features])
         self.target_rows = list(self.targets_GKB.view(*rows, *padding.shape))
+        self._one_y = padding.numpy().dtype.type(1)
         self._is_full = False
         self.is_on_host = device.type == "cpu"
         if self.is_on_host:
@@ -101,10 +102,10 @@ class GroupBatches:
             self.target_arrays = [rows_N.numpy() for rows_N in self.target_rows]
             self._scale, self._pieces = self.scale_GKB.numpy(), self.pieces_GKB.numpy()
             self._targets = self.targets_GKB.numpy()
-            self._flat = [values.numpy().reshape(-1) for values in (self.x_GKBF, self.targets_GKB)]
-            self._empty = [np.zeros(stride, self._flat[0].dtype), self.padding.numpy().reshape(-1)]
+            self._filled = [v.numpy().reshape(-1) for v in (self.x_GKBF, self.targets_GKB, self.padding)]
         else:
             self._scale = self.scale_GKB.cpu().numpy()
+            self._filled = [v.reshape(-1)[:0].cpu().numpy() for v in (self.x_GKBF, self.targets_GKB, self.padding)]
 
     def at(self, n_slots: int, k: int) -> Batch:
         """Step `k` of the first slots."""
@@ -112,26 +113,22 @@ class GroupBatches:
         x_GKBF, targets_GKB, scale_GKB, pieces_GKB = self.x_GKBF, self.targets_GKB, self.scale_GKB, self.pieces_GKB
         return Batch(x_GKBF[g, k], targets_GKB[g, k], scale_GKB[g, k], pieces_GKB[g, k], self.n_features)
 
-    def plan(self, orders: GroupOrders, numbers: Numbers, rates_G: Float64, first: int, n_block: int, g: int) -> None:
-        """Takes the rows of a block of steps from `first` on, of the first slots; and what their samples weigh."""
-        n_short = copying.plan(
-            orders.orders_R, orders.firsts_G, orders.strides_G, orders.begin_G, orders.starts_G, numbers.sizes_G,
-            numbers.n_steps_G, rates_G, first, n_block, g, self.rows_GR, self.n_valid_GK, self._scale,
+    def fill(
+        self, table_FG: Int64, orders: GroupOrders, places_2G: Int64, rates_G: Float64, first: int, n_block: int, g: int
+    ) -> None:
+        """Takes a block of steps from `first` on, of the first slots: what samples weigh, and the samples themselves
+        where they have places on the host; `rows_GR` names those of the others."""
+        x, targets, padding_T = self._filled
+        n_short = copying.fill(
+            _ONE_X, self._one_y, places_2G, table_FG, orders.passes_7G, orders.orders_R, rates_G, first, n_block, g,
+            self.n_features, x, targets, padding_T, self._scale, self.n_valid_GK, self.rows_GR,
         )  # fmt: skip
         self._is_full = n_short == 0
         if not self.is_on_host:
             self.scale_GKB[:g, :n_block].copy_(torch.from_numpy(self._scale[:g, :n_block]))
 
-    def gather(self, sources: Sources, n_slots: int) -> None:
-        """Copies the samples that `rows_GR` names to the first slots, on the host."""
-        n_rows, n_all, rows_gR = self.rows_GR.shape[1], self.rows_GR.size, self.rows_GR[:n_slots]
-        for kind, places_G, to, empty in zip(sources.kinds, sources.places, self._flat, self._empty, strict=True):
-            copying.gather(
-                kind.one, rows_gR, places_G, kind.n_bytes, kind.width, to, n_rows, to.size // n_all, empty
-            )  # fmt: skip
-
     def take(self, shard: Samples, slot: int) -> None:
-        """Copies the samples that `rows_GR` names to a slot, by the shard's own methods; none is left to `gather`."""
+        """Copies the samples that `rows_GR` names to a slot, by the shard's own methods."""
         rows_R = self.rows_GR[slot]
         rows_R = rows_R[rows_R != copying.LEFT]
         edges = np.flatnonzero(np.diff(rows_R == copying.NOTHING)) + 1
@@ -146,7 +143,6 @@ class GroupBatches:
                 x, y = shard.batch(torch.from_numpy(rows_R[start:stop]).to(shard.device))
                 self.x_rows[slot][start:stop] = x.flatten(1)
                 self.target_rows[slot][start:stop] = y
-        self.rows_GR[slot] = copying.LEFT
 
     def kept(self, n_slots: int, n_steps: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """What the steps of the block left in `pieces_GKB`, and the targets, of the first slots, on the host."""
@@ -169,56 +165,27 @@ class GroupBatches:
             return sums / np.where(n_valid_gK == 0, np.nan, n_valid_gK)
 
 
-class Kind(NamedTuple):
-    """The numbers of samples, or of targets: one of them, its bytes, and how many a sample has."""
-
-    one: Any
-    n_bytes: int
-    width: int
-
-
-class Sources:
-    """Where the samples of a group lie that are kept on the host: addresses (G,) of inputs and of targets.
-
-    `others` are the slots of shards that lie elsewhere, which have no address.
-    """
-
-    def __init__(self, shards: Sequence[Samples]) -> None:
-        self.places = places_of(shards)
-        inputs_G = self.places[0]
-        self.others = [] if inputs_G.all() else np.flatnonzero(inputs_G == 0).tolist()
-        some = next((shard for shard in shards if isinstance(shard, DeviceShard)), None)
-        self.kinds = [] if some is None else [
-            Kind(values.dtype.type(1), values.itemsize, math.prod(values.shape[1:])) for values in some.arrays
-        ]  # fmt: skip
-
-
 class Feed:
     """Puts the batches of a group's tasks, one a slot and longest first, into the memory, block after block.
 
     The scale of a sample is one over its batch's samples, times its task's `rates_G`.
     """
 
-    def __init__(
-        self,
-        batches: GroupBatches,
-        training: TrainingConfig,
-        seed: int,
-        numbers: Numbers,
-        shards: Sequence[Samples],
-        rates_G: Float64,
-    ) -> None:
-        self._batches, self._numbers, self._shards, self._rates_G = batches, numbers, shards, rates_G
-        self._orders = GroupOrders(training, seed, numbers)
-        self._sources = Sources(shards) if batches.is_on_host else None
+    def __init__(self, batches: GroupBatches, training: TrainingConfig, seed: int) -> None:
+        self._batches = batches
+        self._orders = GroupOrders(training, seed)
+
+    def start(self, table_FG: Int64, shards: Sequence[Samples], rates_G: Float64) -> None:
+        """Takes the tasks of a group."""
+        self._table_FG, self._shards, self._rates_G = table_FG, shards, rates_G
+        self._orders.start(table_FG)
+        self._places_2G = places_of(shards) if self._batches.is_on_host else np.zeros((2, len(shards)), np.int64)
+        self._others = np.flatnonzero(self._places_2G[0] == 0).tolist()  # slots of shards that lie otherwise
 
     def fill(self, first: int, n_block: int, n_slots: int) -> None:
         """Fills the block with steps `first` to `first + n_block` of the first slots; some may have fewer left."""
-        self._orders.reach(first, np.minimum(self._numbers.n_steps_G[:n_slots] - first, n_block))
-        self._batches.plan(self._orders, self._numbers, self._rates_G, first, n_block, n_slots)
-        others = range(n_slots) if self._sources is None else self._sources.others
-        for slot in others:
+        self._orders.reach(first, n_block, n_slots)
+        self._batches.fill(self._table_FG, self._orders, self._places_2G, self._rates_G, first, n_block, n_slots)
+        for slot in self._others:
             if slot < n_slots:
                 self._batches.take(self._shards[slot], slot)
-        if self._sources is not None and self._sources.kinds:
-            self._batches.gather(self._sources, n_slots)

@@ -54,9 +54,8 @@ class SlabMachine:
         self.stepper = optimizers.build(training, self.weights, has_linear)
         self.carries_rate = self.stepper.carries_rate
         self.n_features = math.prod(sample_shape)
-        padding = loss.padding.to(dtype) if loss.padding.is_floating_point() else loss.padding
         self.batches = GroupBatches(
-            self.n_slots, training.batch_size, self.n_features, dtype, padding, device, n_block
+            self.n_slots, training.batch_size, self.n_features, dtype, loss.padding, device, n_block
         )  # fmt: skip
         self.masks = Masks(dropouts, self.n_slots, training.batch_size, dtype, device)
         self._rates_G1 = torch.zeros((self.n_slots, 1), dtype=dtype, device=device)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fedsim.config import TrainingConfig
 from fedsim.tables import TaskTable
 from fedsim.training import copying
-from fedsim.training.batches import GroupOrders, numbers_of, passes
+from fedsim.training.batches import passes
+from fedsim.training.grouporders import GroupOrders
 from fedsim.training.plan import batches_per_pass
 from fedsim.types import Task
 
@@ -101,17 +102,20 @@ def test_a_group_sees_what_its_tasks_see_alone(
 
 def _rows_of_a_group(training: TrainingConfig, tasks: list[Task], n_block: int) -> list[list[list[int]]]:
     """The samples of each batch of each task, planned a block of steps at a time."""
-    numbers, size = numbers_of(TaskTable.of(tasks)), training.batch_size
-    orders = GroupOrders(training, 1, numbers)
-    rows_GR = np.empty((len(tasks), n_block * size), np.int64)
-    n_valid_GK, scale_GKB = np.zeros((len(tasks), n_block), np.int64), np.zeros((len(tasks), n_block, size))
+    size, n_tasks = training.batch_size, len(tasks)
+    table_FG = np.ascontiguousarray(TaskTable.of(tasks).rows.view(np.int64).reshape(n_tasks, -1).T)
+    orders, nowhere = GroupOrders(training, 1), np.zeros((2, n_tasks), np.int64)
+    orders.start(table_FG)
+    rows_GR = np.empty((n_tasks, n_block * size), np.int64)
+    n_valid_GK, scale_GKB = np.zeros((n_tasks, n_block), np.int64), np.zeros((n_tasks, n_block, size))
+    none, one_x, one_y = np.empty(0, np.float32), np.float32(1), np.int64(1)
     found: list[list[list[int]]] = [[] for _ in tasks]
     for first in range(0, tasks[0].n_steps, n_block):
-        g, n = int((numbers.n_steps_G > first).sum()), min(n_block, tasks[0].n_steps - first)
-        orders.reach(first, np.minimum(numbers.n_steps_G[:g] - first, n))
-        n_short = copying.plan(
-            orders.orders_R, orders.firsts_G, orders.strides_G, orders.begin_G, orders.starts_G, numbers.sizes_G,
-            numbers.n_steps_G, np.ones(len(tasks)), first, n, g, rows_GR, n_valid_GK, scale_GKB,
+        g, n = sum(task.n_steps > first for task in tasks), min(n_block, tasks[0].n_steps - first)
+        orders.reach(first, n, g)
+        n_short = copying.fill(
+            one_x, one_y, nowhere, table_FG, orders.passes_7G, orders.orders_R, np.ones(n_tasks), first, n, g, 1, none,
+            np.empty(0, np.int64), np.empty(0, np.int64), scale_GKB, n_valid_GK, rows_GR,
         )  # fmt: skip
         assert n_short == (n_valid_GK[:g, :n] < size).sum()
         assert np.array_equal((scale_GKB[:g, :n] > 0).sum(2), n_valid_GK[:g, :n])

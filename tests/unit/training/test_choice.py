@@ -149,9 +149,17 @@ def test_a_loss_that_explodes_is_named(
     assert len(set(messages)) == 1
 
 
-def test_progress_is_called_between_steps(
-    make_population: Make, make_config: Make, make_task: Make, make_shard: Make
+@pytest.mark.parametrize(("n_operations", "n_calls"), [(0, 6), (8_000_000, 1)])
+def test_progress_is_called_between_steps_that_take_a_while(
+    make_population: Make,
+    make_config: Make,
+    make_task: Make,
+    make_shard: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    n_operations: int,
+    n_calls: int,
 ) -> None:
+    monkeypatch.setattr("fedsim.training.fused.tape._MOST_OPERATIONS", n_operations)
     config = make_config(model={"kind": "mlp", "hidden": [7]}, training={"path": "fused", "epochs": 3})
     module = models.build_initial(config.model, (9,), 4, 1)
     base_P = Layout.of(module).flatten(module)
@@ -163,7 +171,7 @@ def test_progress_is_called_between_steps(
     calls: list[int] = []
     task = make_task(config, 0, 8)
     trainer.train([task], lambda v: base_P, np.empty((1, base_P.size), np.float32), lambda: calls.append(1))
-    assert len(calls) == task.n_steps == 6
+    assert task.n_steps == 6 and len(calls) == n_calls
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from fedsim import models, training
 from fedsim.errors import ClientError
 from fedsim.layout import Layout
 from fedsim.tables import SENT, ReportTable, TaskTable
-from fedsim.training.batches import numbers_of
 from fedsim.training.flat import Flat
 from fedsim.types import Float32, Shard, Task
 from fedsim.whereabouts import address
@@ -91,14 +90,6 @@ def test_a_client_twice_in_a_group_trains_twice(make: dict[str, Make], shards: l
     fresh = Bench("fused", make, shards, memory={"worker_data_bytes": 0})
     (first, second), out_GP = fresh.train([bench.tasks[0], again])
     assert first == alone and second.task == 99 and np.array_equal(out_GP[0], alone_GP[0])
-
-
-def test_columns_lie_without_gaps(make: dict[str, Make], shards: list[Shard]) -> None:
-    tasks = Bench("fused", make, shards).tasks
-    for table in (TaskTable.of(tasks), TaskTable.of(tasks)[::-1]):
-        columns = numbers_of(table)
-        assert all(column.flags.c_contiguous and column.dtype == np.int64 for column in columns)
-        assert list(zip(*(column.tolist() for column in columns), strict=True)) == [task[:6] for task in table]
 
 
 @pytest.mark.parametrize("names", [[7, 7, 7], [7, 3, 7, 5]])

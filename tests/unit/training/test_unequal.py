@@ -36,9 +36,9 @@ def test_steps_computed_are_the_steps_there_are(
     )
     machine, at_work, take = trainer._machine, list[int](), trainer._machine.step  # type: ignore[attr-defined]
 
-    def step(k: int, n_slots: int) -> None:
+    def step(k: int, n_slots: int, n_most: int) -> int:
         at_work.append(n_slots)
-        take(k, n_slots)
+        return int(take(k, n_slots, n_most))
 
     machine.step = step
     base_P = Layout.of(module).flatten(module)

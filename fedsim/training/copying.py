@@ -1,5 +1,7 @@
 """What fills the batches of a group, compiled: all slots in one call.
 
+The rows' numbers of `grouporders` become part of the code that is kept here: whoever changes them has to touch this
+file, too.
 Shapes: `G` slots, `K` steps of a block, `B` batch, `R` = K B rows of a slot, `T` numbers of a target, `F` fields.
 """
 
@@ -19,15 +21,14 @@ def fill(
     one_x: Any, one_y: Any, places_2G: Any, table_FG: Any, passes_7G: Any, orders_R: Any, rates_G: Any, first: int,
     n_block: int, n_slots: int, n_features: int, x: Any, targets: Any, padding_T: Any, scale_GKB: Any, n_valid_GK: Any,
     rows_GR: Any,
-) -> int:  # fmt: skip
-    """Fills a block of steps from `first` on, of the first slots; how many of its batches are short.
+) -> None:  # fmt: skip
+    """Fills a block of steps from `first` on, of the first slots.
 
     Which samples they have and in which order is said as in `fedsim.training.grouporders`. `places_2G` are addresses
     of inputs and of targets, row after row of numbers of the types of `one_x` and `one_y`; of a slot without, the
     numbers of its rows are put into `rows_GR` instead. `x` and `targets` hold the rows of all slots.
     """
-    n_batch, n_rows, n_short = scale_GKB.shape[2], rows_GR.shape[1], 0
-    x_row = x.size // rows_GR.size
+    n_batch, n_rows, x_row = scale_GKB.shape[2], rows_GR.shape[1], x.size // rows_GR.size
     for s in range(n_slots):
         size, n_steps, has_place = table_FG[SIZES, s], table_FG[N_STEPS, s], places_2G[0, s] != 0
         per_pass = -(-size // n_batch)
@@ -38,7 +39,6 @@ def fill(
             for b in range(n_batch):
                 scale_GKB[s, k, b] = weight if b < n else 0.0
             n_valid_GK[s, k] = n
-            n_short += n < n_batch
             begin = passes_7G[FIRSTS, s] + (n_pass - passes_7G[BEGIN, s]) * passes_7G[STRIDES, s] + at * n_batch
             rows_B, r = orders_R[begin : begin + n], s * n_rows + k * n_batch
             if not has_place:
@@ -55,7 +55,6 @@ def fill(
                 n_pass, at = n_pass + 1, 0
         if not has_place:
             rows_GR[s, n_block * n_batch :] = LEFT
-    return n_short
 
 
 @compiled

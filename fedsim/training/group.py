@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
-from fedsim.tables import REPORT, SENT, TASK, Records, ReportTable, TaskTable
+from fedsim.tables import REPORT, TASK, Records, ReportTable, TaskTable
 from fedsim.training import Payload, objectives
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
@@ -26,6 +26,7 @@ from fedsim.training.flat import Flat
 from fedsim.training.groupbatches import Feed, GroupBatches
 from fedsim.training.noise import Keys
 from fedsim.training.objectives import TaskLoss
+from fedsim.training.reporting import AFTER, BEFORE, note, reported
 from fedsim.training.shards import Samples, ShardCache, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
 from fedsim.types import Float32, Float64, Int64, Rows, Task
@@ -110,6 +111,7 @@ class GroupTrainer:
         )
         self._machine = make_machine(self._loss, self.group_size)
         self._feed = Feed(self._machine.batches, config.training, config.seed)
+        self._has_losses = config.record.losses != "none"
         self._full = Weights(module, device) if config.record.losses == "full" else None
 
     def train(
@@ -134,22 +136,20 @@ class GroupTrainer:
         """The reports of a group, in the order of its slots."""
         start_s = self._clock()
         shards = self._shards_of(slots)
-        full_G2 = np.full((len(shards), 2), math.nan)
-        if self._full is not None:
-            for i, shard in enumerate(shards):
-                full_G2[i, 0] = self._full_loss(slots.vector(i), shard)
+        full = self._full
+        before = [self._full_loss(slots.vector(i), shard) for i, shard in enumerate(shards)] if full else []
         try:
-            losses_G2, bad_steps_G = self._fit(slots, shards, progress)
+            noted_4G = self._fit(slots, shards, progress)
         finally:
             self._machine.finish()
-        if self._full is not None:
-            for i, shard in enumerate(shards):
-                full_G2[i, 1] = self._full_loss(slots.trained(i, self._payload), shard)
-            losses_G2 = full_G2
-        self._check(slots, losses_G2, bad_steps_G)
-        if self._config.record.losses == "none":
-            losses_G2 = np.full((len(shards), 2), math.nan)
-        return _reported(slots, losses_G2, (self._clock() - start_s) / len(shards))
+        if full:
+            after = [self._full_loss(slots.trained(i, self._payload), shard) for i, shard in enumerate(shards)]
+            noted_4G[BEFORE], noted_4G[AFTER] = before, after
+        train_s, has_losses = (self._clock() - start_s) / len(shards), self._has_losses
+        reports, is_finite = reported(slots.table_FG, noted_4G, slots.norms_G, train_s, has_losses=has_losses)
+        if not is_finite:
+            self._refuse(slots, noted_4G)
+        return reports
 
     def _shards_of(self, slots: _Slots) -> list[Samples]:
         clients = slots.column("client").tolist()
@@ -163,18 +163,15 @@ class GroupTrainer:
         people = self._population
         return self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
 
-    def _fit(
-        self, slots: _Slots, shards: Sequence[Samples], progress: Callable[[], None]
-    ) -> tuple[Float64, dict[int, tuple[int, float]]]:
-        """Takes all steps. Losses of first and last batches (G, 2), and by slot the first step with one not finite."""
+    def _fit(self, slots: _Slots, shards: Sequence[Samples], progress: Callable[[], None]) -> Float64:
+        """What is noted of the losses (see `fedsim.training.reporting.note`) while all steps are taken."""
         machine, feed = self._machine, self._feed
         keys = Keys(self._config.seed, slots.column("client"), slots.column("task"), slots.n_steps)
         machine.start(slots.base, slots.rates_G, keys, slots.linear_GP)
         n_slots, step = len(shards), 0
         rates_G = slots.rates_G if machine.carries_rate else np.ones(n_slots)
         feed.start(slots.table_FG, shards, rates_G)
-        losses_G2 = np.full((n_slots, 2), math.nan)
-        bad: dict[int, tuple[int, float]] = {}
+        noted_4G = np.full((4, n_slots), math.nan)
         while n_slots:
             n_block = min(machine.batches.n_steps, slots.n_steps[0] - step)
             n_begun = n_slots
@@ -183,10 +180,10 @@ class GroupTrainer:
             n_slots = self._steps(slots, step, n_block, n_begun, progress)
             if n_slots:
                 machine.end_block(n_slots)
-            losses_gK = machine.batches.losses(machine.sample_losses(n_begun, n_block), n_block)
-            _note(losses_gK, slots.column("n_steps"), step, losses_G2, bad)
+            each_gKB = machine.sample_losses(n_begun, n_block)
+            note(each_gKB, machine.batches.n_valid_GK, slots.table_FG, step, noted_4G)
             step += n_block
-        return losses_G2, bad
+        return noted_4G
 
     def _steps(self, slots: _Slots, step: int, n_block: int, n_slots: int, progress: Callable[[], None]) -> int:
         """Takes the steps of a block and writes out the tasks that are through; how many slots are still at work."""
@@ -209,19 +206,16 @@ class GroupTrainer:
         self._full.load(vector_P)
         return mean_loss(self._full.module, self._loss, shard, self._config.evaluation.batch_size)
 
-    def _check(self, slots: _Slots, losses_G2: Float64, bad: dict[int, tuple[int, float]]) -> None:
+    def _refuse(self, slots: _Slots, noted_4G: Float64) -> None:
         """Raises ClientError for the first of the tasks, as they were given, that is not finite somewhere."""
-        is_reported, norms_G = self._config.record.losses != "none", slots.norms_G
-        if not bad and np.isfinite(norms_G).all() and (not is_reported or np.isfinite(losses_G2).all()):
-            return
-        for i in np.argsort(np.arange(len(norms_G))[slots.order]).tolist():
-            task = slots.tasks[i]
-            if i in bad:
-                require_finite(task, bad[i][1], "loss", bad[i][0])
-            require_finite(task, norms_G[i], "norm of the update", task.n_steps)
-            if is_reported:
-                require_finite(task, losses_G2[i, 0], "loss", 0)
-                require_finite(task, losses_G2[i, 1], "loss", task.n_steps)
+        for i in np.argsort(np.arange(len(slots.norms_G))[slots.order]).tolist():
+            task, (before, after, bad_step, bad_loss) = slots.tasks[i], noted_4G[:, i].tolist()
+            if not math.isnan(bad_step):
+                require_finite(task, bad_loss, "loss", int(bad_step))
+            require_finite(task, slots.norms_G[i], "norm of the update", task.n_steps)
+            if self._has_losses:
+                require_finite(task, before, "loss", 0)
+                require_finite(task, after, "loss", task.n_steps)
 
 
 class _Slots:
@@ -283,35 +277,6 @@ class _Slots:
         row_P: Float32 = self._out.vectors[slot]
         vector_P: Float32 = row_P if payload == "model" else (self.vector(slot) + row_P).astype(np.float32)
         return vector_P
-
-
-def _reported(slots: _Slots, losses_G2: Float64, train_s: float) -> Records:
-    """The reports of the tasks in slots."""
-    reports = np.empty(len(losses_G2), REPORT)
-    for name in ("task", "n_samples", "n_steps"):
-        reports[name] = slots.column(name)
-    reports["loss_before"], reports["loss_after"] = losses_G2.T
-    reports["update_norm"], reports["train_s"], reports["sent"] = slots.norms_G, train_s, SENT
-    return reports
-
-
-def _note(
-    losses_gK: Float64, n_steps_G: Int64, step: int, losses_G2: Float64, bad: dict[int, tuple[int, float]]
-) -> None:
-    """Keeps of a block's losses what is reported, and the first that is not finite."""
-    n_slots, n_block = losses_gK.shape
-    if step == 0:
-        losses_G2[:n_slots, 0] = losses_gK[:, 0]
-    last_g = n_steps_G[:n_slots] - step - 1
-    (ends,) = np.nonzero(last_g < n_block)
-    losses_G2[ends, 1] = losses_gK[ends, last_g[ends]]
-    is_good_gK = np.isfinite(losses_gK)
-    if is_good_gK.all():
-        return
-    is_bad_gK = ~is_good_gK & (np.arange(n_block) <= last_g[:, None])
-    for slot in np.flatnonzero(is_bad_gK.any(axis=1)).tolist():
-        k = int(is_bad_gK[slot].argmax())
-        bad.setdefault(slot, (step + k, float(losses_gK[slot, k])))
 
 
 @contextmanager

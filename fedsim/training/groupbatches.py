@@ -95,7 +95,6 @@ class GroupBatches:
         self.x_rows = list(self.x_GKBF.view(*rows, stride)[:, :, :n_features])
         self.target_rows = list(self.targets_GKB.view(*rows, *padding.shape))
         self._one_y = padding.numpy().dtype.type(1)
-        self._is_full = False
         self.is_on_host = device.type == "cpu"
         if self.is_on_host:
             self.x_arrays = [rows_NF.numpy() for rows_NF in self.x_rows]
@@ -119,11 +118,10 @@ class GroupBatches:
         """Takes a block of steps from `first` on, of the first slots: what samples weigh, and the samples themselves
         where they have places on the host; `rows_GR` names those of the others."""
         x, targets, padding_T = self._filled
-        n_short = copying.fill(
+        copying.fill(
             _ONE_X, self._one_y, places_2G, table_FG, orders.passes_7G, orders.orders_R, rates_G, first, n_block, g,
             self.n_features, x, targets, padding_T, self._scale, self.n_valid_GK, self.rows_GR,
         )  # fmt: skip
-        self._is_full = n_short == 0
         if not self.is_on_host:
             self.scale_GKB[:g, :n_block].copy_(torch.from_numpy(self._scale[:g, :n_block]))
 
@@ -151,18 +149,6 @@ class GroupBatches:
         both = (self.pieces_GKB, self.targets_GKB)
         pieces, targets = (values[:n_slots, :n_steps].cpu().numpy() for values in both)
         return pieces, targets
-
-    def losses(self, each_gKB: Float64, n_steps: int) -> Float64:
-        """Mean loss of each batch, float64 (g, n_steps), from the samples' losses; NaN where a client has no step."""
-        n_valid_gK = self.n_valid_GK[: each_gKB.shape[0], :n_steps]
-        if self._is_full:
-            means: Float64 = each_gKB.sum(axis=2)
-            means /= self.n_batch
-            return means
-        is_valid_gKB = np.arange(self.n_batch) < n_valid_gK[..., None]
-        sums: Float64 = np.where(is_valid_gKB, each_gKB, 0.0).sum(axis=2)
-        with np.errstate(invalid="ignore"):
-            return sums / np.where(n_valid_gK == 0, np.nan, n_valid_gK)
 
 
 class Feed:

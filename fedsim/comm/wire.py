@@ -123,12 +123,15 @@ def decode_header(data: Bytes) -> tuple[int, int, int, Counters, Bytes]:
     return kind, n, version, Counters(*numbers), data[start : start + size].copy()
 
 
-def decode_trained(rank: int, body: Bytes) -> tuple[ReportTable, list[bool], list[int]]:
+def decode_trained(rank: int, body: Bytes) -> tuple[ReportTable, list[bool], Sequence[int]]:
     """Reports of a group, for each whether its update is for rank zero, and the rows that they lie in, if they do."""
-    records = body.view(REPORT)
-    sent = records["sent"].tolist()
-    places = [number - IN_ROW for number in sent] if sent and sent[0] >= IN_ROW else []
-    return ReportTable(records, rank), [number != NOT_SENT for number in sent], places
+    records = np.frombuffer(body, REPORT)
+    sent, n = records["sent"], records.size
+    if not n or sent[0] < IN_ROW:
+        return ReportTable(records, rank), [number != NOT_SENT for number in sent.tolist()], ()
+    first, last = int(sent[0]) - IN_ROW, int(sent[-1]) - IN_ROW  # ascending
+    places = range(first, last + 1) if last - first == n - 1 else [number - IN_ROW for number in sent.tolist()]
+    return ReportTable(records, rank), [True] * n, places
 
 
 def decode_failed(worker: int, body: Bytes) -> Failed:

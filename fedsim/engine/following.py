@@ -85,7 +85,8 @@ class ServerWithLane(Server):
                     self._wait_in_lane(lane)
                     continue
                 makes_version = self._consume_rows(lane, n)
-                self._supply.listen(wait=False)
+                if lane.is_open and lane.is_next_here():  # else it is listened to right away
+                    self._supply.listen(wait=False)
                 self._rest()
                 if makes_version and lane.is_open and not lane.is_worth_it(self._n_reached, self.pulse.version):
                     self._leave_lane()

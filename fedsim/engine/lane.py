@@ -112,6 +112,7 @@ class Lane:
         self._made_s: dict[int, float] = {}
         self._groups: dict[int, _Group] = {}  # by the number of their first task
         self._foreign: dict[int, _Foreign] = {}
+        self._is_dealt = False  # a server that waits has posted what it could, and nothing has changed since
 
     @property
     def is_open(self) -> bool:
@@ -226,6 +227,7 @@ class Lane:
     def consumed(self, n: int, now_s: float) -> None:
         """The next rows were applied, and what starts from the versions that were published can be trained."""
         rows, at = self.rows, self.row - self.rows.first
+        self._is_dealt = False
         rows.let_go(slice(at, at + n))
         if self._foreign:
             for number in rows.number[at : at + n].tolist():
@@ -261,6 +263,7 @@ class Lane:
             else:
                 self._n_based[version] += count
         assert self._depot is not None
+        self._is_dealt = False
         host_of, first = self._depot.host_of, rows.stop
         host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
         base, last, made_s = planned.tasks.base_version, self._version, self._made_s
@@ -299,6 +302,9 @@ class Lane:
 
     def pump(self, is_waiting: bool) -> None:
         """Posts groups to workers that have none, and to others what is needed before anything new can start."""
+        if self._is_dealt:
+            return
+        self._is_dealt = is_waiting
         depot = self._depot
         assert depot is not None
         desks = depot.desks
@@ -330,6 +336,7 @@ class Lane:
 
     def trained(self, message: Trained) -> None:
         """A group is here."""
+        self._is_dealt = False
         depot, reports = self._depot, ReportTable.of(message.reports)
         assert depot is not None
         desk, now_s = depot.desks[message.worker], self._clock()

@@ -1,4 +1,8 @@
-"""What the fast lane does for each update, compiled: the same operations in the same order as one after the other."""
+"""What the fast lane does with its rows, compiled: the same operations in the same order as one after the other.
+
+The numbers of `stages`, and that of a task that any worker takes, become part of the code that is kept on the disk:
+whoever changes them has to touch this file, too.
+"""
 
 from __future__ import annotations
 

@@ -32,20 +32,6 @@ def bits(seed: int, purpose: Purpose, clients_G: Int64, tasks_G: Int64, n: int) 
     return words_GN[:, :n]
 
 
-def orders(
-    seed: int, purpose: Purpose, clients_G: Int64, tasks_G: Int64, sizes_G: Int64, first_G: Int64, n_G: Int64,
-    *, is_one_stream: bool,
-) -> tuple[Int64, Int64]:  # fmt: skip
-    """Random orders of 0 to `sizes_G` - 1, of `n_G` passes of each key from pass `first_G` on: int64, all behind one
-    another; and where those of each key begin.
-
-    Each is the stable order of as many words: of the stream (client, task), which goes on from pass to pass, or else
-    of a stream of each pass, (client, task + pass), from its start.
-    """
-    key = np.uint64(stream_key(seed, purpose))
-    return draw_orders(clients_G, tasks_G, sizes_G, first_G, n_G, is_one_stream, key)
-
-
 @_compiled
 def _fill(words_GN: UInt64, clients_G: UInt64, tasks_G: UInt64, key: Any) -> None:
     """The words of each key, two a block of the generator."""
@@ -75,7 +61,12 @@ def _draw(words_N: UInt64, client: Any, task: Any, first: int, key: Any) -> None
 def draw_orders(
     clients_G: Int64, tasks_G: Int64, sizes_G: Int64, first_G: Int64, n_G: Int64, is_one_stream: bool, key: Any
 ) -> tuple[Int64, Int64]:
-    """What `orders` gives, for a stream's key."""
+    """Random orders of 0 to `sizes_G` - 1, of `n_G` passes of each key from pass `first_G` on: int64, all behind one
+    another; and where those of each key begin. `key` is that of the stream.
+
+    Each is the stable order of as many words: of the stream (client, task), which goes on from pass to pass, or else
+    of a stream of each pass, (client, task + pass), from its start.
+    """
     starts_G, n_rows, longest = np.empty(sizes_G.size, np.int64), 0, 0
     for g in range(sizes_G.size):
         starts_G[g] = n_rows

@@ -2,6 +2,8 @@
 
 Where rank zero handles tasks by the thousand a tuple each would be most of its work, and at a worker that trains tiny
 models a good part of it; so they keep the records that the messages hold (`rows`) and work on their columns.
+Compiled code knows the places of their fields: `grouporders`, `copying` and `reporting` of `fedsim.training` have to be
+touched when these change, or what was kept on a disk reads other columns.
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ class Batch:
     def __len__(self) -> int:
         return self.n_samples.size
 
+    def is_too_stale(self, max_staleness: int | None) -> bool:
+        """Whether one of them is (`fedsim.aggregation.weighting`)."""
+        return max_staleness is not None and bool((self.staleness > max_staleness).any())
+
 
 class Consumed(NamedTuple):
     """What a rule made of a batch: the weights of its updates (R,), their scalars (R, number of scalars), and the

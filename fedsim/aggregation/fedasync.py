@@ -57,7 +57,7 @@ class FedAsync(BaseRule):
         return state, Diagnostics(weight), new_P
 
     def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
-        if not self._kernels.takes_batches or is_too_stale(int(batch.staleness.max()), self._max_staleness):
+        if not self._kernels.takes_batches or batch.is_too_stale(self._max_staleness):
             return super().consume(state, batch)
         weights = self._weights(batch.staleness)
         steps, state.weight_sum, state.n_accumulated = self._kernels.compiled.mixing_steps(

@@ -68,7 +68,7 @@ class MeanRule(BaseRule):
 
     def consume(self, state: ServerState, batch: Batch) -> tuple[ServerState, Consumed]:
         is_plain = self._is_plain and self.sums_at_workers and self._kernels.takes_batches
-        if not is_plain or is_too_stale(int(batch.staleness.max()), self._max_staleness):
+        if not is_plain or batch.is_too_stale(self._max_staleness):
             return super().consume(state, batch)
         shares = self._shares(batch.n_samples)
         if not shares.all():

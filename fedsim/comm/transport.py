@@ -99,7 +99,7 @@ class Trained(NamedTuple):
     @property
     def train_s(self) -> float:
         """How long the training of the whole group took."""
-        return float(ReportTable.of(self.reports).rows["train_s"].sum())
+        return sum(ReportTable.of(self.reports).rows["train_s"].tolist(), 0.0)
 
 
 class Delivered(NamedTuple):

@@ -76,7 +76,7 @@ def _reply(kind: int, n: int, version: int, counters: Counters, body: Bytes) -> 
 
 
 def encode_trained(message: Trained, counters: Counters) -> Bytes:
-    """Reports of a trained group; the rows sent travel apart, or lie where the reports say."""
+    """Reports of a trained group; the rows sent travel apart, or lie in places, ascending, that the reports say."""
     records = ReportTable.of(message.reports).rows
     records["sent"] = np.add(message.places, IN_ROW) if message.places else message.sent
     return _reply(TRAINED, records.size, 0, counters, records.view(np.uint8))

@@ -48,6 +48,8 @@ def put(
 
     Updates lie from address `updates` on, each `stride` bytes behind the one before.
     """
+    if index.size != reports.size:
+        return False
     for i in range(index.size):
         row = index[i]
         if reports[i].task != number[row]:

@@ -82,6 +82,7 @@ class Rows:
 
     def put(self, index: Int64, worker: int, reports: NDArray[Any], updates: Any, arrived_s: float) -> None:
         """The updates of some rows are here, (G, P) or a list of (P,), with their reports."""
+        assert len(updates) == index.size
         if isinstance(updates, np.ndarray):
             self._put(index, worker, reports, updates, updates.strides[0], arrived_s)
             return

@@ -1,7 +1,7 @@
 """What fills the batches of a group, compiled: all slots in one call.
 
-The rows' numbers of `grouporders` become part of the code that is kept here: whoever changes them has to touch this
-file, too.
+The numbers of rows and fields that `grouporders` has become part of the code that is kept here: whoever changes them
+has to touch this file, too.
 Shapes: `G` slots, `K` steps of a block, `B` batch, `R` = K B rows of a slot, `T` numbers of a target, `F` fields.
 """
 

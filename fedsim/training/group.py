@@ -142,6 +142,7 @@ class GroupTrainer:
             noted_4G = self._fit(slots, shards, progress)
         finally:
             self._machine.finish()
+            self._feed.finish()
         if full:
             after = [self._full_loss(slots.trained(i, self._payload), shard) for i, shard in enumerate(shards)]
             noted_4G[BEFORE], noted_4G[AFTER] = before, after

@@ -160,6 +160,7 @@ class Feed:
     def __init__(self, batches: GroupBatches, training: TrainingConfig, seed: int) -> None:
         self._batches = batches
         self._orders = GroupOrders(training, seed)
+        self._shards: Sequence[Samples] = ()
 
     def start(self, table_FG: Int64, shards: Sequence[Samples], rates_G: Float64) -> None:
         """Takes the tasks of a group."""
@@ -167,6 +168,11 @@ class Feed:
         self._orders.start(table_FG)
         self._places_2G = places_of(shards) if self._batches.is_on_host else np.zeros((2, len(shards)), np.int64)
         self._others = np.flatnonzero(self._places_2G[0] == 0).tolist()  # slots of shards that lie otherwise
+
+    def finish(self) -> None:
+        """All steps are taken, or left: shards that nobody else keeps go before those of the next group are made."""
+        self._shards = ()
+        self._orders.finish()
 
     def fill(self, first: int, n_block: int, n_slots: int) -> None:
         """Fills the block with steps `first` to `first + n_block` of the first slots; some may have fewer left."""

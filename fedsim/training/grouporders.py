@@ -1,7 +1,8 @@
 """Which samples the local steps of a group's tasks see, compiled: what `fedsim.training.batches.passes` says of each.
 
-The generator's code becomes part of the code that is kept here: whoever changes `fedsim.philox` has to touch this file,
-too. Shapes: `G` tasks, `g` of them still at work, `R` samples of several passes; `table_FG` has a row a field of tasks.
+The generator's code and the places of fields in `fedsim.tables` become part of the code that is kept here: whoever
+changes `fedsim.philox`, or those, has to touch this file, too.
+Shapes: `G` tasks, `g` of them still at work, `R` samples of several passes; `table_FG` has a row a field of tasks.
 """
 
 from __future__ import annotations
@@ -38,13 +39,17 @@ class GroupOrders:
     def __init__(self, training: TrainingConfig, seed: int) -> None:
         self._n_batch, self._order = training.batch_size, _ORDERS.index(training.order)
         self._key = np.uint64(seeding.stream_key(seed, seeding.Purpose.BATCH_ORDER))
-        self.orders_R = np.empty(0, np.int64)
         self.passes_7G = np.empty((7, 0), np.int64)
+        self.finish()
 
     def start(self, table_FG: Int64) -> None:
         """Takes new tasks."""
         self._table_FG = table_FG
         self.passes_7G = np.empty((7, table_FG.shape[1]), np.int64)
+
+    def finish(self) -> None:
+        """Lets go of the orders, which may be many."""
+        self.orders_R = np.empty(0, np.int64)
 
     def reach(self, first: int, n_block: int, n_slots: int) -> None:
         """Draws what the first slots need of `n_block` steps from `first` on, at least one each, if it is not there."""

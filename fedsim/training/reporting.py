@@ -1,5 +1,7 @@
 """What is reported of a group's tasks, compiled: the losses of their batches, and whether all numbers are finite.
 
+The places of fields in `fedsim.tables` become part of the code that is kept here: whoever changes them has to touch
+this file, too.
 Shapes: `G` slots, `g` slots at work, `K` steps of a block, `B` batch; `table_FG` has a row a field of tasks.
 """
 
@@ -15,7 +17,13 @@ from fedsim.training.fused.vectors import compiled
 from fedsim.types import Float64, Int64
 
 BEFORE, AFTER, BAD_STEP, BAD_LOSS = range(4)  # rows of `noted_4G`
-_TASK, _N_SAMPLES, _N_STEPS = ((TASK.names or ()).index(name) for name in ("task", "n_samples", "n_steps"))
+_OF = ("task", "n_samples", "n_steps")
+_TASK, _N_SAMPLES, _N_STEPS = map((TASK.names or ()).index, _OF)
+_NAMES = REPORT.names or ()
+_TO_TASK, _TO_N_SAMPLES, _TO_N_STEPS = map(_NAMES.index, _OF)
+_TO_BEFORE, _TO_AFTER, _TO_NORM, _TO_TRAIN, _TO_SENT = map(
+    _NAMES.index, ("loss_before", "loss_after", "update_norm", "train_s", "sent")
+)
 _IN_TURN, _DEPTH = 128, 128  # numbers that numpy's sum does not cut in halves; of the stack, two a halving
 _SENT = SENT
 
@@ -102,8 +110,8 @@ def _report(
         before, after = (noted_4G[BEFORE, s], noted_4G[AFTER, s]) if has_losses else (math.nan, math.nan)
         is_finite &= math.isnan(noted_4G[BAD_STEP, s]) and math.isfinite(norms_G[s])
         is_finite &= not has_losses or (math.isfinite(before) and math.isfinite(after))
-        whole_G8[s, 0], whole_G8[s, 1] = table_FG[_TASK, s], table_FG[_N_SAMPLES, s]
-        whole_G8[s, 2], whole_G8[s, 7] = table_FG[_N_STEPS, s], _SENT
-        floats_G8[s, 3], floats_G8[s, 4] = before, after
-        floats_G8[s, 5], floats_G8[s, 6] = norms_G[s], train_s
+        whole_G8[s, _TO_TASK], whole_G8[s, _TO_N_SAMPLES] = table_FG[_TASK, s], table_FG[_N_SAMPLES, s]
+        whole_G8[s, _TO_N_STEPS], whole_G8[s, _TO_SENT] = table_FG[_N_STEPS, s], _SENT
+        floats_G8[s, _TO_BEFORE], floats_G8[s, _TO_AFTER] = before, after
+        floats_G8[s, _TO_NORM], floats_G8[s, _TO_TRAIN] = norms_G[s], train_s
     return is_finite

@@ -179,13 +179,15 @@ class ShardCache:
     def _on_device(self, shard: Shard) -> DeviceShard:
         x = np.ascontiguousarray(shard.x, dtype=np.float32)
         x = x if x.flags.writeable else x.copy()  # torch warns of memory that it may not write
-        return DeviceShard(torch.from_numpy(x).to(self._device), self._loss.targets(shard.y).to(self._device))
+        y, like = self._loss.targets(shard.y), self._loss.padding  # of one form: compiled code reads them as numbers
+        assert (y.dtype, y.shape[1:]) == (like.dtype, like.shape)
+        return DeviceShard(torch.from_numpy(x).to(self._device), y.to(self._device))
 
 
 def places_of(shards: Sequence[Samples]) -> Int64:
     """`Samples.places` of each shard: addresses (2, G) of inputs and of targets, zeros where they lie otherwise."""
     places_G2 = np.frombuffer(b"".join([shard.places for shard in shards]), np.int64).reshape(-1, 2)
-    return np.ascontiguousarray(places_G2.T)
+    return places_G2.T.copy()  # never read-only, as bytes are: compiled code would be made for that, too
 
 
 def vocabulary_of(module: torch.nn.Module) -> int | None:

@@ -15,7 +15,8 @@ from fedsim.training import copying
 from fedsim.training.batches import passes
 from fedsim.training.grouporders import GroupOrders
 from fedsim.training.plan import batches_per_pass
-from fedsim.types import Task
+from fedsim.types import Float32, Int64, Task
+from fedsim.whereabouts import address
 
 Make = Callable[..., Any]
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,28 +102,45 @@ def test_a_group_sees_what_its_tasks_see_alone(
 
 
 def _rows_of_a_group(training: TrainingConfig, tasks: list[Task], n_block: int) -> list[list[list[int]]]:
-    """The samples of each batch of each task, planned a block of steps at a time."""
+    """The samples of each batch of each task, planned a block of steps at a time.
+
+    Every other task's shard has a place, where a sample's two numbers are twice its own and one more, and its target is
+    its own negative; of the others the numbers of the rows are asked for.
+    """
     size, n_tasks = training.batch_size, len(tasks)
     table_FG = np.ascontiguousarray(TaskTable.of(tasks).rows.view(np.int64).reshape(n_tasks, -1).T)
-    orders, nowhere = GroupOrders(training, 1), np.zeros((2, n_tasks), np.int64)
+    orders, places_2G = GroupOrders(training, 1), np.zeros((2, n_tasks), np.int64)
+    shards = [(np.arange(2 * task.n_samples, dtype=np.float32), -np.arange(task.n_samples)) for task in tasks]
+    for s in range(0, n_tasks, 2):
+        places_2G[:, s] = [address(array) for array in shards[s]]
     orders.start(table_FG)
     rows_GR = np.empty((n_tasks, n_block * size), np.int64)
+    x_GRF, y_GR = np.full((n_tasks, n_block * size, 5), 0.5, np.float32), np.full((n_tasks, n_block * size), 99)
     n_valid_GK, scale_GKB = np.zeros((n_tasks, n_block), np.int64), np.zeros((n_tasks, n_block, size))
-    none, one_x, one_y = np.empty(0, np.float32), np.float32(1), np.int64(1)
     found: list[list[list[int]]] = [[] for _ in tasks]
     for first in range(0, tasks[0].n_steps, n_block):
         g, n = sum(task.n_steps > first for task in tasks), min(n_block, tasks[0].n_steps - first)
         orders.reach(first, n, g)
         copying.fill(
-            one_x, one_y, nowhere, table_FG, orders.passes_7G, orders.orders_R, np.ones(n_tasks), first, n, g, 1, none,
-            np.empty(0, np.int64), np.empty(0, np.int64), scale_GKB, n_valid_GK, rows_GR,
+            np.float32(1), np.int64(1), places_2G, table_FG, orders.passes_7G, orders.orders_R, np.ones(n_tasks), first,
+            n, g, 2, x_GRF.reshape(-1), y_GR.reshape(-1), np.array([77]), scale_GKB, n_valid_GK, rows_GR,
         )  # fmt: skip
         assert np.array_equal((scale_GKB[:g, :n] > 0).sum(2), n_valid_GK[:g, :n])
         for s in range(g):
             n_left = min(n, tasks[s].n_steps - first)
-            assert (rows_GR[s, n_left * size :] == copying.LEFT).all()
+            assert places_2G[0, s] or (rows_GR[s, n_left * size :] == copying.LEFT).all()
             for k in range(n_left):
-                rows, n_valid = rows_GR[s, k * size : (k + 1) * size].tolist(), int(n_valid_GK[s, k])
+                part, n_valid = slice(k * size, (k + 1) * size), int(n_valid_GK[s, k])
+                rows = _gathered(x_GRF[s, part], y_GR[s, part]) if places_2G[0, s] else rows_GR[s, part].tolist()
                 assert rows[n_valid:] == [copying.NOTHING] * (size - n_valid)
                 found[s].append(rows[:n_valid])
     return found
+
+
+def _gathered(x_BF: Float32, y_B: Int64) -> list[int]:
+    """Which samples lie in the rows of a batch, as both inputs and targets say; what lies beside them was let alone."""
+    assert (x_BF[:, 2:] == 0.5).all(), "the padding of rows"
+    is_empty = y_B == 77
+    assert (x_BF[is_empty, :2] == 0).all() and (x_BF[~is_empty, 1] == x_BF[~is_empty, 0] + 1).all()
+    assert np.array_equal(x_BF[~is_empty, 0], -2 * y_B[~is_empty])
+    return [copying.NOTHING if y == 77 else -int(y) for y in y_B]

@@ -28,9 +28,8 @@ def test_words_of_random_streams(seed: int, clients: list[int], tasks: list[int]
 def test_orders_of_samples(seed: int, keys: list[tuple[int, int, int]], is_one_stream: bool) -> None:
     sizes, firsts, counts = np.array(keys).T.copy()
     clients, tasks, purpose = np.arange(len(keys)) + 2**40, 7 * np.arange(len(keys)), seeding.Purpose.BATCH_ORDER
-    orders, starts = philox.orders(
-        seed, purpose, clients, tasks, sizes, firsts, counts, is_one_stream=is_one_stream
-    )  # fmt: skip
+    key = np.uint64(seeding.stream_key(seed, purpose))
+    orders, starts = philox.draw_orders(clients, tasks, sizes, firsts, counts, is_one_stream, key)
     for client, task, start, (n, first, count) in zip(clients, tasks, starts, keys, strict=True):
         for i in range(count):
             task_or_pass, at = (task, n * (first + i)) if is_one_stream else (task + first + i, 0)

@@ -11,6 +11,7 @@ import pytest
 
 from fedsim.engine import evaluations, following, rows
 from fedsim.engine.compiled import dealt
+from fedsim.engine.lane import Lane
 from fedsim.engine.supply import Bounds
 
 EXPONENTIAL = {"compute": {"time": {"law": "exponential", "mean": 1.0}}}
@@ -162,3 +163,23 @@ def test_a_client_fails_while_evaluations_have_no_place(
 
 def test_groups_of_one_size_and_no_more_than_it_takes() -> None:
     assert [dealt(n, 2, 64) for n in (0, 1, 5, 100, 128, 256, 300)] == [0, 1, 3, 50, 64, 64, 50]
+
+
+def test_a_server_that_waits_has_posted_what_it_can(bench: Any, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_skipped, pump = 0, Lane.pump
+
+    def pumped(lane: Lane, is_waiting: bool) -> None:
+        nonlocal n_skipped
+        if lane._is_dealt:
+            n_skipped += 1
+            lane._is_dealt, before = False, lane.rows.stage.copy()
+            pump(lane, is_waiting)
+            assert np.array_equal(lane.rows.stage, before), "nothing more is posted when it deals again"
+            lane._is_dealt = True
+        pump(lane, is_waiting)
+
+    monkeypatch.setattr(Lane, "pump", pumped)
+    for policy in POLICIES:
+        room = bench(n_workers=3, bounds=ROOM, placement="dynamic", has_lane=True)
+        assert room.run(of(config, policy, EXPONENTIAL, "updates")).status == "done"
+    assert n_skipped > 10

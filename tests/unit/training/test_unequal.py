@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from fedsim import models, training
 from fedsim.layout import Layout
+from fedsim.types import Shard
 
 Make = Callable[..., Any]
 
@@ -52,3 +54,35 @@ def test_steps_computed_are_the_steps_there_are(
         alone_GP = np.empty((1, base_P.size), np.float32)
         (alone,) = trainer.train([task], lambda version: base_P, alone_GP, lambda: None)
         assert alone == report and np.array_equal(alone_GP[0], together_P)
+
+
+@pytest.mark.parametrize("path", ["fused", "stacked"])
+def test_shards_that_nobody_keeps_go_with_their_group(
+    make_population: Make, make_config: Make, make_task: Make, make_shard: Make, path: str
+) -> None:
+    config = make_config(
+        model={"kind": "mlp", "hidden": [5]},
+        training={"path": path, "group_size": 2, "epochs": 1},
+        memory={"worker_data_bytes": 0},
+    )
+    population = make_population([make_shard(8, (7,), 3, seed=n) for n in range(4)], 3)
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    kept = population.shard
+
+    def shard(client: int) -> Shard:
+        x, y = kept(client)
+        x = x.copy()
+        made.append(weakref.ref(x))
+        alive.append(sum(of() is not None for of in made))
+        return Shard(x, y)
+
+    population.shard = shard
+    module = models.build_initial(config.model, (7,), 3, seed=1)
+    trainer = training.build(
+        config, population, module, payload="delta", device=torch.device("cpu"), worker=0, clock=lambda: 0.0
+    )
+    base_P = Layout.of(module).flatten(module)
+    tasks = [make_task(config, client, 8, task=client) for client in range(4)]
+    trainer.train(tasks, lambda version: base_P, np.empty((4, base_P.size), np.float32), lambda: None)
+    assert alive == [1, 2, 1, 2] and all(of() is None for of in made)

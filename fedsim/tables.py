@@ -46,6 +46,8 @@ REPORT = np.dtype(
     ]
 )
 
+TASK_FIELDS = {name: place for place, name in enumerate(TASK.names or ())}
+REPORT_FIELDS = {name: place for place, name in enumerate(REPORT.names or ())}
 
 NOT_SENT, SENT, IN_ROW = range(3)  # of a report's `sent`: from IN_ROW on, the update lies in a row of that number more
 

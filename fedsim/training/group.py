@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RunConfig
-from fedsim.tables import REPORT, TASK, Records, ReportTable, TaskTable
+from fedsim.tables import REPORT, TASK_FIELDS, Records, ReportTable, TaskTable
 from fedsim.training import Payload, objectives
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from fedsim.population.population import Population
 
 _PROGRESS_S = 1e-3
-_FIELDS = {name: i for i, name in enumerate(TASK.names or ())}
 _LARGE_BYTES = 2**17  # of an update: below it calls take longer than memory
 
 
@@ -233,7 +232,7 @@ class _Slots:
         linear_GP: Float32 | None = None,
     ) -> None:
         rows = np.ascontiguousarray(tasks.rows)
-        self.table_FG = np.ascontiguousarray(rows.view(np.int64).reshape(-1, len(_FIELDS)).T)
+        self.table_FG = np.ascontiguousarray(rows.view(np.int64).reshape(-1, len(TASK_FIELDS)).T)
         self._out = Flat(out)
         self.order: Int64 | slice = slice(None)
         self.n_steps: list[int] = self.column("n_steps").tolist()
@@ -252,7 +251,7 @@ class _Slots:
 
     def column(self, name: str) -> Int64:
         """A field of the tasks, (G,), in eight bytes each."""
-        column_G: Int64 = self.table_FG[_FIELDS[name]]
+        column_G: Int64 = self.table_FG[TASK_FIELDS[name]]
         return column_G
 
     def vector(self, slot: int) -> Float32:

@@ -13,13 +13,12 @@ import numpy as np
 
 from fedsim import philox, seeding
 from fedsim.config import TrainingConfig
-from fedsim.tables import TASK
+from fedsim.tables import TASK_FIELDS
 from fedsim.training.fused.vectors import compiled
 from fedsim.types import Int64
 
-_NAMES = TASK.names or ()
 TASKS, CLIENTS, SIZES, N_STEPS, FIRST_STEPS = map(
-    _NAMES.index, ("task", "client", "n_samples", "n_steps", "first_step")
+    TASK_FIELDS.__getitem__, ("task", "client", "n_samples", "n_steps", "first_step")
 )
 KEYS, STARTS, N_PASSES, BEGIN, STOP, FIRSTS, STRIDES = range(7)  # rows of `passes_7G`
 _ORDERS = ("task", "continued", "sequential")

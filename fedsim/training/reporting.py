@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.tables import REPORT, SENT, TASK, Records
+from fedsim.tables import REPORT, REPORT_FIELDS, SENT, TASK_FIELDS, Records
 from fedsim.training.fused.vectors import compiled
 from fedsim.types import Float64, Int64
 
 BEFORE, AFTER, BAD_STEP, BAD_LOSS = range(4)  # rows of `noted_4G`
 _OF = ("task", "n_samples", "n_steps")
-_TASK, _N_SAMPLES, _N_STEPS = map((TASK.names or ()).index, _OF)
-_NAMES = REPORT.names or ()
-_TO_TASK, _TO_N_SAMPLES, _TO_N_STEPS = map(_NAMES.index, _OF)
+_TASK, _N_SAMPLES, _N_STEPS = map(TASK_FIELDS.__getitem__, _OF)
+_TO_TASK, _TO_N_SAMPLES, _TO_N_STEPS = map(REPORT_FIELDS.__getitem__, _OF)
 _TO_BEFORE, _TO_AFTER, _TO_NORM, _TO_TRAIN, _TO_SENT = map(
-    _NAMES.index, ("loss_before", "loss_after", "update_norm", "train_s", "sent")
+    REPORT_FIELDS.__getitem__, ("loss_before", "loss_after", "update_norm", "train_s", "sent")
 )
 _IN_TURN, _DEPTH = 128, 128  # numbers that numpy's sum does not cut in halves; of the stack, two a halving
 _SENT = SENT
@@ -95,7 +94,7 @@ def reported(
     table_FG: Int64, noted_4G: Float64, norms_G: Float64, train_s: float, *, has_losses: bool
 ) -> tuple[Records, bool]:
     """The reports of the tasks in slots, and whether all their numbers are finite; without losses these are NaN."""
-    whole_G8 = np.empty((norms_G.size, len(REPORT.names or ())), np.int64)
+    whole_G8 = np.empty((norms_G.size, len(REPORT_FIELDS)), np.int64)
     is_finite = _report(whole_G8, whole_G8.view(np.float64), table_FG, noted_4G, norms_G, train_s, has_losses)
     return whole_G8.view(REPORT)[:, 0], is_finite
 

@@ -333,7 +333,7 @@ def test_engine_in_a_tiny_setting() -> None:
     assert names[:3] == ["tiny-sync: trainers alone", "tiny-sync: through the engine", "tiny-sync: share"]
     share = found["figures"][2]
     run = found["runs"][0]
-    assert share["median"] == pytest.approx(100 * run["job_per_s"] / run["alone_per_s"]) and 0 < share["median"] < 150
+    assert share["median"] == pytest.approx(100 * run["job_per_s"] / run["alone_per_s"]) and share["median"] > 0
     assert 1 <= run["group"] <= 64 and run["server_us"] > 1
 
 
@@ -346,5 +346,9 @@ def test_apply_of_small_models() -> None:
     assert [(run["parameters"], run["rule"]) for run in found["runs"]] == [
         (n, rule) for n in (1000, 50_000) for rule in ("fedbuff", "fedasync")
     ]
+    figures = iter(found["figures"])  # how the times compare is the machine's matter: it may be busy with other things
     for run in found["runs"]:
-        assert run["apply_s"] > run["overhead_s"] > 0 and run["touch_s"] > 0
+        assert next(figures)["median"] == pytest.approx(1e3 * run["apply_s"]) and run["apply_s"] > 0
+        assert next(figures)["median"] == pytest.approx(run["apply_s"] / run["touch_s"])
+        assert next(figures)["median"] == pytest.approx(1e6 * run["overhead_s"]) and run["overhead_s"] > 0
+    assert not list(figures)

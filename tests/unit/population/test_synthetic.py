@@ -1,6 +1,5 @@
 """The two synthetic sets: made on demand, equal bits whoever asks, nothing that grows with the clients."""
 
-import time
 import tracemalloc
 from typing import Any
 
@@ -52,12 +51,10 @@ def test_shards_are_what_training_expects(make: Any) -> None:
 @pytest.mark.parametrize("make", [images, leaf])
 def test_ten_million_clients_cost_what_ten_do(make: Any) -> None:
     tracemalloc.start()
-    start = time.perf_counter()
     people = make(clients=10**7)
-    taken = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert taken < 1.0 and peak < 100_000
+    assert peak < 100_000
     assert same(people.shard(3), make(clients=10).shard(3))
     assert people.shard(10**7 - 1).y.size == people.n_samples(np.array([10**7 - 1]))[0]
 

@@ -56,7 +56,9 @@ def complete(
         new_P[i] = weights_P[i]
 
 
-_BLOCK = 4096  # values: weights, sum, update and version of a block together stay in a core's first cache or second
+# Values of a block: 4 MiB of weights and sum, which stay in the last cache. Updates come from memory, and long runs of
+# each come faster: 169,462 values took 37 us with this block, 70 with 4,096; with a version of each update 60 and 95.
+_BLOCK = 2**18
 
 
 @_compiled

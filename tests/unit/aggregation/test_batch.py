@@ -13,7 +13,7 @@ from fedsim.aggregation.batch import Batch, one_by_one
 from fedsim.config import AggregationConfig
 from fedsim.types import Float32, TaskReport, Update
 
-N_PARAMETERS = 5000  # more than a block of the compiled pass
+N_PARAMETERS = 2**18 + 1000  # more than a block of the compiled pass
 POLYNOMIAL = {"kind": "polynomial", "a": 0.5}
 RULES: list[dict[str, Any]] = [
     {"rule": "fedavg"},

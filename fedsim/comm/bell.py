@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -27,11 +27,17 @@ _MOST_LETTERS = 64  # datagrams of others that are looked at
 
 
 class Bell:
-    """A rank's own bell, and those of the ranks that it can ring, by their file descriptors."""
+    """A rank's own bell, and those of the ranks that it can ring, by their file descriptors.
 
-    def __init__(self, own: int | None = None, others: Mapping[int, int] | None = None) -> None:
+    `server` is rank zero's process as a worker sees it, 0 where it does not. Who `takes_to` a core takes rank zero
+    there with each ring that gives way (`fedsim.comm.cores`).
+    """
+
+    def __init__(self, own: int | None = None, others: Mapping[int, int] | None = None, server: int = 0) -> None:
         self._own = own
         self._others = dict(others or {})
+        self._server = server
+        self.takes_to: int | None = None
 
     @classmethod
     def open(cls, comm: MPI.Intracomm) -> Bell:
@@ -76,10 +82,23 @@ class Bell:
         """Whether all these ranks ring here when they have sent something."""
         return self._own is not None and all(rank in self._others for rank in ranks)
 
+    @property
+    def reached(self) -> Sequence[int]:
+        """The ranks that it rings."""
+        return sorted(self._others)
+
+    @property
+    def sees_server(self) -> bool:
+        """Whether a worker could take rank zero to a core."""
+        return self._server > 0
+
     def ring(self, rank: int, *, gives_way: bool = False) -> None:
         """Wakes a rank, if it is on this machine. `gives_way`: it may go first if it shares our core."""
         descriptor = self._others.get(rank)
         if descriptor is not None:
+            if gives_way and self.takes_to is not None:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(self._server, (self.takes_to,))
             with contextlib.suppress(OSError):
                 os.eventfd_write(descriptor, 1)
             if gives_way:
@@ -147,26 +166,27 @@ def _taken(door: socket.socket | None) -> Bell:
         return Bell()
     for _ in range(_MOST_LETTERS):
         try:
-            user, descriptors = _letter(door)
+            process, user, descriptors = _letter(door)
         except OSError:  # there is none, or none any more
             break
         if user == os.getuid() and len(descriptors) == 2 and max(descriptors) < _most_descriptors():
-            return Bell(descriptors[0], {0: descriptors[1]})
+            return Bell(descriptors[0], {0: descriptors[1]}, process)
         for descriptor in descriptors:
             os.close(descriptor)
     return Bell()
 
 
-def _letter(door: socket.socket) -> tuple[int, list[int]]:
-    """The next datagram: the user who sent it, as the system says, and the descriptors in it. OSError without one."""
-    user, descriptors = -1, array("i")
+def _letter(door: socket.socket) -> tuple[int, int, list[int]]:
+    """The next datagram: the process and the user that sent it, as the system says, and the descriptors in it. OSError
+    without one."""
+    process, user, descriptors = 0, -1, array("i")
     room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(2 * descriptors.itemsize)
     for level, kind, data in door.recvmsg(1, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)[1]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-            user = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1]
+            process, user, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
         elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return user, descriptors.tolist()
+    return process, user, descriptors.tolist()
 
 
 def _most_descriptors() -> int:

@@ -143,6 +143,7 @@ class RunConfig(Section):
     placement: Literal["home", "balanced", "dynamic"] = "home"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    cores: Literal["auto", "free"] = "auto"
     stall_timeout_s: PositiveSeconds = 600.0
     allow_mixed: bool = False
     fault_tolerant: bool = False

@@ -6,7 +6,7 @@ cores a fifth was idle so, in rounds of a small model. So each worker keeps to a
 that before it rings it (`fedsim.comm.bell`): it has just finished something, and has often nothing else to do.
 
 Where a launcher has bound ranks already, where rank zero has a core to itself, or where there are more workers than
-cores, all is left as it is.
+cores, all is left as it is; and so it is with many workers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mpi4py import MPI
 
 from fedsim.comm.bell import Bell
 
+_MOST_WORKERS = 4  # with more, rank zero is mostly at work when somebody rings, and would be moved in the middle of it
+
 
 def dealt_out(allowed: Sequence[frozenset[int]]) -> list[int] | None:
     """The core of each worker of a host, by the cores that rank zero and then each worker may use; None if none is to
@@ -30,7 +32,7 @@ def dealt_out(allowed: Sequence[frozenset[int]]) -> list[int] | None:
     ([2, 3], None, None)
     """
     n_workers, cores = len(allowed) - 1, allowed[0]
-    if n_workers < 2 or len(cores) != n_workers or any(others != cores for others in allowed):
+    if not 2 <= n_workers <= _MOST_WORKERS or len(cores) != n_workers or any(others != cores for others in allowed):
         return None
     return sorted(cores)
 

@@ -60,8 +60,10 @@ needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cor
 def test_cores_are_dealt_out_where_there_is_one_a_worker() -> None:
     three = frozenset([1, 4, 7])
     assert dealt_out([three] * 4) == [1, 4, 7]
-    for others in ([TWO] * 2, [TWO] * 4, [TWO, TWO, frozenset([0])], [frozenset()] * 3, [frozenset([5])] * 2, [TWO]):
-        assert dealt_out(others) is None
+    five = frozenset(range(5))
+    for too_many_or_few in ([TWO], [TWO] * 2, [TWO] * 4, [five] * 6, [frozenset([5])] * 2, [frozenset()] * 3):
+        assert dealt_out(too_many_or_few) is None
+    assert dealt_out([TWO, TWO, frozenset([0])]) is None
 
 
 @needs_two

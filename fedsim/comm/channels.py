@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mpi4py import MPI
 
 from fedsim.comm.bell import Bell
+from fedsim.comm.cores import Cores
 from fedsim.comm.losses import Abandoned
 from fedsim.comm.openmpi import stop_yielding
 from fedsim.comm.pieces import ALONE_BYTES, PIECE, spans
@@ -25,7 +26,7 @@ _BUNDLE = 2**18  # elements: versions below `ALONE_BYTES` travel together, as ma
 class Channels(NamedTuple):
     """One communicator a protocol, all with the server as rank zero; `piece` elements travel in a message at most.
 
-    Who has sent something rings the other's `bell`.
+    Who has sent something rings the other's `bell`. `cores` says where the rank runs.
     """
 
     commands: MPI.Intracomm
@@ -34,11 +35,14 @@ class Channels(NamedTuple):
     rows: MPI.Intracomm
     piece: int = PIECE
     bell: Bell = Bell()
+    cores: Cores = Cores()
 
     @classmethod
-    def open(cls, comm: MPI.Intracomm, piece: int = PIECE) -> Channels:
+    def open(cls, comm: MPI.Intracomm, piece: int = PIECE, *, deals_cores: bool = False) -> Channels:
         """Duplicates of `comm`; collective, and the last thing that waits inside MPI."""
-        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup(), piece, Bell.open(comm))
+        bell = Bell.open(comm)
+        cores = Cores.agreed(comm, bell, is_wanted=deals_cores)
+        channels = cls(comm.Dup(), comm.Dup(), comm.Dup(), comm.Dup(), piece, bell, cores)
         stop_yielding()
         wake_in_time()
         return channels

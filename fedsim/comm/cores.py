@@ -5,25 +5,28 @@ slept last, beside a worker that computes, while another core is idle; and it ma
 cores a fifth was idle so, in rounds of a small model. So each worker keeps to a core of its own, and takes rank zero to
 that before it rings it (`fedsim.comm.bell`): it has just finished something, and has often nothing else to do.
 
-Where a launcher has bound ranks already, where rank zero has a core to itself, or where there are more workers than
-cores, all is left as it is; and so it is with many workers.
+All is left as it is where ranks may not all use the same cores, since a launcher has bound them, where rank zero has a
+core to itself, or where there are more workers than cores; and with many workers. When a worker dies, the others stay
+where they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from mpi4py import MPI
-
+from fedsim.affinity import allowed, keep_to
 from fedsim.comm.bell import Bell
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 _MOST_WORKERS = 4  # with more, rank zero is mostly at work when somebody rings, and would be moved in the middle of it
 
 
-def dealt_out(allowed: Sequence[frozenset[int]]) -> list[int] | None:
+def dealt_out(cores: Sequence[frozenset[int]]) -> list[int] | None:
     """The core of each worker of a host, by the cores that rank zero and then each worker may use; None if none is to
     keep to one.
 
@@ -31,46 +34,50 @@ def dealt_out(allowed: Sequence[frozenset[int]]) -> list[int] | None:
     >>> dealt_out([both, both, both]), dealt_out([both, both]), dealt_out([both, frozenset([2]), frozenset([3])])
     ([2, 3], None, None)
     """
-    n_workers, cores = len(allowed) - 1, allowed[0]
-    if not 2 <= n_workers <= _MOST_WORKERS or len(cores) != n_workers or any(others != cores for others in allowed):
+    n_workers, all_cores = len(cores) - 1, cores[0]
+    if not 2 <= n_workers <= _MOST_WORKERS or len(all_cores) != n_workers or any(some != all_cores for some in cores):
         return None
-    return sorted(cores)
+    return sorted(all_cores)
 
 
-@contextlib.contextmanager
-def shared_out(comm: MPI.Intracomm, bell: Bell, *, is_wanted: bool) -> Iterator[None]:
-    """Until the end of the block each worker on rank zero's machine has its core, if that is of use; collective.
+class Cores(NamedTuple):
+    """What a rank may use, where cores were dealt out on its machine; and a worker's `own`."""
 
-    `is_wanted` is what this rank says: all of that machine have to.
-    """
-    is_possible = is_wanted and (comm.rank == 0 or bell.sees_server)
-    is_possible = is_possible and threading.current_thread() is threading.main_thread()  # a process's number means that
-    before = _allowed() if is_possible else frozenset()
-    everybody = comm.gather(before)
-    core = comm.scatter(None if everybody is None else _told(everybody, bell.reached))
-    if core is not None:
-        _keep_to(frozenset([core]))
-        bell.takes_to = core
-    try:
-        yield
-    finally:
-        bell.takes_to = None
-        if before:
-            _keep_to(before)
+    before: frozenset[int] = frozenset()
+    own: int | None = None
+
+    @classmethod
+    def agreed(cls, comm: MPI.Intracomm, bell: Bell, *, is_wanted: bool) -> Cores:
+        """Deals them out, if that is of use; collective. `is_wanted` is what this rank says: all of rank zero's machine
+        have to."""
+        is_possible = is_wanted and (comm.rank == 0 or bell.sees_server)
+        is_possible = (
+            is_possible and threading.current_thread() is threading.main_thread()
+        )  # a process's number means it
+        before = allowed() if is_possible else frozenset()
+        everybody = comm.gather(before)
+        are_dealt, own = comm.scatter(None if everybody is None else _told(everybody, bell.reached))
+        return cls(before, own) if are_dealt else cls()
+
+    @contextlib.contextmanager
+    def kept(self, bell: Bell) -> Iterator[None]:
+        """Until the end of the block a worker keeps to its core, and takes rank zero there."""
+        if self.own is not None:
+            keep_to(frozenset([self.own]))
+            bell.takes_to = self.own
+        try:
+            yield
+        finally:
+            bell.takes_to = None
+            keep_to(self.before)
 
 
-def _told(everybody: Sequence[frozenset[int]], workers: Sequence[int]) -> list[int | None]:
-    """What each rank is told: its core if it is to keep to one. `workers` are those on rank zero's machine."""
+def _told(everybody: Sequence[frozenset[int]], workers: Sequence[int]) -> list[tuple[bool, int | None]]:
+    """What each rank is told: whether it is about it, and its core. `workers` are those on rank zero's machine."""
     cores = dealt_out([everybody[rank] for rank in (0, *workers)])
-    by_rank = dict(zip(workers, cores, strict=True)) if cores is not None else {}
-    return [by_rank.get(rank) for rank in range(len(everybody))]
-
-
-def _allowed() -> frozenset[int]:
-    """The cores that this rank may use; none where the system does not say."""
-    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
-
-
-def _keep_to(cores: frozenset[int]) -> None:
-    with contextlib.suppress(OSError):  # the system may have taken cores away meanwhile
-        os.sched_setaffinity(0, cores)
+    told: list[tuple[bool, int | None]] = [(False, None)] * len(everybody)
+    if cores is not None:
+        told[0] = (True, None)
+        for rank, core in zip(workers, cores, strict=True):
+            told[rank] = (True, core)
+    return told

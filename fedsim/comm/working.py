@@ -93,6 +93,7 @@ class WorkerChannel:
                 backoff.reset()
             else:
                 self._wait(backoff)
+        self._channels.bell.takes_to = None  # rank zero may be gone from here by the time it is rung
         self._reply(wire.encode_stopped(self._core.counters))
         while not self._outbox.advance() or not all(come.is_others for come in self._coming):
             self._learn_arrived()

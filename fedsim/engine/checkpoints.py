@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim import snapshot, states
+from fedsim.affinity import allowed, keep_to
 from fedsim.config import CheckpointConfig
 from fedsim.engine.versions import VersionStore
 from fedsim.errors import RecordError
@@ -56,6 +57,7 @@ class Checkpoints:
         self._writing: threading.Thread | None = None
         self._pinned: Sequence[int] = ()
         self._error: BaseException | None = None
+        self._cores = allowed()  # rank zero may be taken to one of them: see `fedsim.comm.cores`
         self.n_written = 0
         self.paused_s = 0.0
 
@@ -110,6 +112,7 @@ class Checkpoints:
 
     def _write(self, number: int, saved: Snapshot) -> None:
         """In the thread: first what the checkpoint speaks of, then the checkpoint."""
+        keep_to(self._cores)
         vectors = checkpoint.Vectors(
             len(self._pinned), self._versions.n_parameters, lambda index: self._versions.get(self._pinned[index])
         )

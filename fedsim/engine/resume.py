@@ -27,7 +27,7 @@ from fedsim.errors import DataError, LaunchError, RecordError
 from fedsim.record import checkpoint, guard
 from fedsim.record.checkpoint import Checkpoint
 from fedsim.record.pieces import attempt_name, attempt_numbers
-from fedsim.record.provenance import Attribute
+from fedsim.record.provenance import Attribute, text_sha256
 from fedsim.record.reader import Run
 from fedsim.record.schema import TABLES
 from fedsim.record.settled import opened
@@ -170,11 +170,12 @@ def take_up(found: Found, made: Plan) -> Resumption:
     run_folder.clear(folder)
     run = Run(folder, joined=False)
     there = {table.name: run.n_rows(table.name) for table in TABLES if table.superseded}
+    configs = {configfile.sha256(found.config), text_sha256(found.config_text)}  # keys may be newer than the record
     fewest = {table.name: 0 if table.optional else -1 for table in TABLES}  # where a checkpoint does not name it
 
     def accept(candidate: Checkpoint) -> bool:
         rows = checkpoints.rows_of(candidate.snapshot)
-        own = checkpoints.about(candidate.snapshot).get("config_sha256") == configfile.sha256(found.config)
+        own = checkpoints.about(candidate.snapshot).get("config_sha256") in configs
         return own and all(rows.get(table, fewest[table]) in range(n + 1) for table, n in there.items())
 
     newest, notes = checkpoint.newest(folder, accept)

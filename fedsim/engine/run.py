@@ -359,7 +359,6 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
         worker = _worker(made, here, 1, 0, clock)
         transport: Transport = InlineTransport(worker, caller.stop_requested, watch.beat)
         return _serve(made, begun, attempt, caller, transport, clock, watch)
-    from fedsim.comm import cores
     from fedsim.comm.channels import Channels
     from fedsim.comm.mpi import MpiTransport
     from fedsim.comm.nodes import open_nodes
@@ -368,10 +367,10 @@ def _one_attempt(made: Plan, here: _Here, attempt: _Attempt, caller: Caller) -> 
     n_shared = made.n_version_values if made.config.compression.versions == "float32" else 0  # others are unpacked
     common = sizes_in_common(made, caller.world.size - 1)
     nodes = open_nodes(caller.world.comm, n_shared, made.bounds.worker_versions, common)
-    channels = Channels.open(caller.world.comm, made.config.memory.piece_bytes // 4)
+    deals_cores = made.config.cores == "auto" and made.config.threads == 1 and here.device.type == "cpu"
+    channels = Channels.open(caller.world.comm, made.config.memory.piece_bytes // 4, deals_cores=deals_cores)
     lengths = lengths_of(made)
-    keep_to_cores = made.config.cores == "auto" and made.config.threads == 1 and here.device.type == "cpu"
-    with channels.bell, cores.shared_out(caller.world.comm, channels.bell, is_wanted=keep_to_cores):
+    with channels.bell, channels.cores.kept(channels.bell):
         if caller.world.rank == 0:
             made.rule.make_in(Recycled().empty if nodes.commons is None else nodes.commons.versions.empty)
             transport = MpiTransport(channels, lengths, made.metric_names, nodes.ledger, nodes.commons)

@@ -1,22 +1,22 @@
 """Where a rank sits: the cores that it may use, the memory nodes (NUMA) that these are in, its place on its host.
 
-The record says it. Nothing is decided by it: what a worker gets to do does not depend on where it is.
+The record says it, as it was before ranks keep to cores (`fedsim.comm.cores`). What a worker gets to do does not depend
+on where it is.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from fedsim.affinity import allowed
 
 _NODES = Path("/sys/devices/system/node")
 
 
 def cores() -> str:
     """The cores that this process may use, as "0-3,8"; empty where the system does not tell."""
-    if not hasattr(os, "sched_getaffinity"):
-        return ""
-    return ranges(os.sched_getaffinity(0))
+    return ranges(allowed())
 
 
 def memory_nodes(used: str, folder: Path = _NODES) -> str:

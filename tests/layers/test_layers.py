@@ -25,6 +25,7 @@ LEVELS = {
     "addresses": 0,
     "recycled": 0,
     "whereabouts": 0,
+    "affinity": 0,
     "columns": 0,
     "philox": 0,
     "seeding": 0,

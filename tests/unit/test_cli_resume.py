@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from fedsim import configfile
 from fedsim.cli import cli
 from fedsim.engine import checkpoints, resume
 from fedsim.record import checkpoint
@@ -86,6 +87,24 @@ def killed(whole: Path, tmp_path: Path) -> Path:
     with h5py.File(folder / "record-000.h5", "r+") as file:
         file["run/status"][()] = np.bytes_("running")
     return folder
+
+
+def test_it_goes_on_with_a_record_of_before_a_key_existed(
+    whole: Path, config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = configfile.resolved_text
+    monkeypatch.setattr(configfile, "resolved_text", lambda config: now(config).replace("cores: auto\n", ""))
+    folder = tmp_path / "old"
+    assert says("run", config_path, "--out", folder, "--quiet").exit_code == 0
+    assert "cores:" not in open_run(folder).config_text
+    monkeypatch.undo()
+    (folder / "record.h5").unlink()
+    with h5py.File(folder / "record-000.h5", "r+") as file:
+        file["run/status"][()] = np.bytes_("running")
+    assert says("resume", folder, "--quiet").exit_code == 0
+    assert bits(folder) == bits(whole) and not list(folder.glob("*.unusable"))
+    with h5py.File(folder / "record-001.h5") as file:
+        assert json.loads(file.attrs["start_rows"])["versions"] > 0
 
 
 def test_it_goes_on_to_the_same_bits(whole: Path, killed: Path) -> None:

@@ -143,9 +143,9 @@ def test_a_byte_order_mark_and_crlf_are_read() -> None:
 # ------------------------------------------------------------------------------------ what wrong values get
 
 RUN_KEYS = (
-    "aggregation, allow_mixed, attack, checkpoint, clock, compression, data, device, devices, evaluation, "
-    "fault_tolerant, memory, model, name, on_client_error, partition, personalization, placement, record, reduce, "
-    "retry, schedule, seed, stall_timeout_s, stop, threads, training"
+    "aggregation, allow_mixed, attack, checkpoint, clock, compression, cores, data, device, devices, "
+    "evaluation, fault_tolerant, memory, model, name, on_client_error, partition, personalization, placement, "
+    "record, reduce, retry, schedule, seed, stall_timeout_s, stop, threads, training"
 )
 POLICIES = "sync, async, buffered, k-async, window, tiers, pisces, compass, safa"
 

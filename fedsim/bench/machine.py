@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import fedsim
+from fedsim.affinity import allowed
 from fedsim.bench.figures import Machine
 
 _CPUINFO = "/proc/cpuinfo"
@@ -15,7 +16,7 @@ _CPUINFO = "/proc/cpuinfo"
 def this_machine(mpi: str = "") -> Machine:
     """The machine now; `mpi` is the name of the MPI library that the runs will use."""
     cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    usable = len(allowed()) or cores
     return Machine(
         cpu=cpu_name(),
         cores=cores,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from fedsim.affinity import allowed, keep_to
 from fedsim.bench.workload import MODELS, Path, PlainLoop, clients_of, config_of, module_of
 from fedsim.errors import LaunchError
 
@@ -116,9 +116,9 @@ def side_by_side(contest: Contest, n_processes: int) -> tuple[list[Round], dict[
 
 def _run(contest: Contest, barrier: Barrier, result: Connection, rank: int) -> None:
     """A process's part; each has a core of its own where there are enough."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = sorted(allowed())
     if len(cores) > rank:
-        os.sched_setaffinity(0, {cores[rank]})
+        keep_to(frozenset([cores[rank]]))
     try:
         result.send(rounds(contest, lambda: barrier.wait(START_S)))
     except BaseException:

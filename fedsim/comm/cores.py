@@ -50,11 +50,9 @@ class Cores(NamedTuple):
     def agreed(cls, comm: MPI.Intracomm, bell: Bell, *, is_wanted: bool) -> Cores:
         """Deals them out, if that is of use; collective. `is_wanted` is what this rank says: all of rank zero's machine
         have to."""
-        is_possible = is_wanted and (comm.rank == 0 or bell.sees_server)
-        is_possible = (
-            is_possible and threading.current_thread() is threading.main_thread()
-        )  # a process's number means it
-        before = allowed() if is_possible else frozenset()
+        is_seen = comm.rank == 0 or bell.sees_server
+        is_main = threading.current_thread() is threading.main_thread()  # which a process's number stands for
+        before = allowed() if is_wanted and is_seen and is_main else frozenset()
         everybody = comm.gather(before)
         are_dealt, own = comm.scatter(None if everybody is None else _told(everybody, bell.reached))
         return cls(before, own) if are_dealt else cls()

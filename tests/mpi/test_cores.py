@@ -72,9 +72,8 @@ def test_cores_are_dealt_out_where_there_is_one_a_worker() -> None:
     ("n", "case"), [(3, "dealt"), (3, "unwanted"), (3, "bound"), (2, "a core for each"), (4, "too many workers")]
 )
 def test_each_rank_keeps_to_its_core(n: int, case: str, start_program: Callable[..., Any]) -> None:
-    done = start_program(
-        n, sys.executable, "-m", "mpi4py", "-c", PROGRAM, case
-    )  # which ends all with the first that fails
+    words = ("-m", "mpi4py", "-c", PROGRAM, case)  # mpi4py ends all with the first that fails
+    done = start_program(n, sys.executable, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split().count("dealt") == n
 

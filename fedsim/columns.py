@@ -42,6 +42,20 @@ class Remembered:
         self._known.clear()
 
 
+def looked_up(values: Int64, known: Callable[[Int64], Float64]) -> Float64:
+    """What a function of a column gives for the numbers of another one (R,), which lie close together.
+
+    It is asked once for each number from the least to the greatest.
+
+    >>> looked_up(np.array([7, 9, 7]), lambda numbers: numbers / 2)
+    array([3.5, 4.5, 3.5])
+    """
+    if not values.size:
+        return np.empty(0)
+    first = int(values.min())
+    return known(np.arange(first, int(values.max()) + 1))[values - first]
+
+
 def counted(values: Int64) -> list[tuple[int, int]]:
     """How many there are of each number of a column, in the order in which they come.
 

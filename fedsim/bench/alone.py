@@ -1,7 +1,8 @@
 """Trainers alone: what the ranks of a job reach when nobody but they themselves tell them what to train.
 
 Started by `fedsim bench engine` as `mpirun -n W python -m fedsim.bench.alone CONFIG SECONDS OUT`. Each rank trains
-groups of the configured size from the initial model, the clients in turn, and writes how many updates a second it did.
+groups of the configured size from the initial model, all clients in turn as any worker of the job may, and writes how
+many updates a second it did.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedsim.types import Float32, Task
 _LEAST_GROUPS = 8
 
 
-def updates_per_s(made: Plan, rank: int, n_ranks: int, seconds: float) -> float:
+def updates_per_s(made: Plan, rank: int, seconds: float) -> float:
     """Updates a second of one trainer on this machine, once all its clients' data is warm."""
     import torch
 
@@ -35,7 +36,7 @@ def updates_per_s(made: Plan, rank: int, n_ranks: int, seconds: float) -> float:
         worker=rank,
         clock=time.monotonic,
     )
-    groups = _groups(made, rank, n_ranks)
+    groups = _groups(made, rank)
     out_GP: Float32 = np.empty((made.group_size, made.layout.n_parameters), np.float32)
 
     def train(group: TaskTable) -> None:
@@ -50,9 +51,9 @@ def updates_per_s(made: Plan, rank: int, n_ranks: int, seconds: float) -> float:
     return n_done * made.group_size / (max(now_s, time.monotonic()) - start_s)
 
 
-def _groups(made: Plan, rank: int, n_ranks: int) -> list[TaskTable]:
-    """Groups of the configured size of this rank's clients, as a worker gets them."""
-    clients = np.arange(rank, min(made.population.n_clients, n_ranks * max(256, made.group_size)), n_ranks)
+def _groups(made: Plan, rank: int) -> list[TaskTable]:
+    """Groups of the configured size of all clients, in an order of this rank's own, as a worker gets them."""
+    clients = np.random.default_rng(rank).permutation(made.population.n_clients)
     clients = np.resize(clients, max(_LEAST_GROUPS, -(-clients.size // made.group_size)) * made.group_size)
     work, sizes = made.work(), made.population.n_samples(clients).tolist()
     nan = float("nan")
@@ -71,7 +72,7 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     made = plan(configfile.load(Path(config), overrides), Path(config).parent)
     comm.Barrier()
-    rate = updates_per_s(made, comm.rank, comm.size, float(seconds))
+    rate = updates_per_s(made, comm.rank, float(seconds))
     Path(f"{out}-{comm.rank}.json").write_text(json.dumps(rate), encoding="utf-8")
     comm.Barrier()
 

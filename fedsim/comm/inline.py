@@ -24,6 +24,7 @@ class InlineTransport:
 
     n_workers = 1
     rung_s = 0.0  # what is under way is done in `poll`
+    is_quiet = False
 
     def __init__(
         self,

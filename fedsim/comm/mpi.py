@@ -91,6 +91,7 @@ class MpiTransport:
         self._dead: set[int] = set()
         self._abandoned = Abandoned()
         self._n_looks = self._n_quiet = 0  # short waits to come, and waits since we heard anything
+        self._all_ring = self._do_all_ring()
 
     def rank(self, worker: int) -> int:
         return worker + 1
@@ -141,15 +142,17 @@ class MpiTransport:
         if states_nS is not None:
             outbox.put(isend(self._channels.versions, states_nS.reshape(-1), rank, self._channels.piece), states_nS)
         self._channels.bell.ring(rank)
+        outbox.advance()  # what is short has left by now
 
     @property
     def rung_s(self) -> float:
-        living = (worker + 1 for worker, request in enumerate(self._receives) if request is not None)
-        if self._pending or not self._channels.bell.reaches(living):
+        if self._pending or not self._all_ring:
             return 0.0
-        if self._all_sent() and not self._n_looks:
-            return LONGEST_WAIT_S
-        return min(LONGEST_SLEEP_S * 2.0**self._n_quiet, LONGEST_WAIT_S)
+        return LONGEST_WAIT_S if self.is_quiet else min(LONGEST_SLEEP_S * 2.0**self._n_quiet, LONGEST_WAIT_S)
+
+    @property
+    def is_quiet(self) -> bool:
+        return self._all_ring and not self._pending and not self._n_looks and self._all_sent()
 
     def wait(self, seconds: float) -> None:
         is_rung = self._channels.bell.wait(seconds)
@@ -191,6 +194,10 @@ class MpiTransport:
                 left = [str(w + 1) for w, request in enumerate(self._receives) if request is not None]
                 raise StalledError(f"stalled: ranks {', '.join(left)} did not stop within {timeout_s:.0f} s")
 
+    def _do_all_ring(self) -> bool:
+        """Whether every worker that may still send something rings when it has."""
+        return self._channels.bell.reaches(w + 1 for w, request in enumerate(self._receives) if request is not None)
+
     def _all_sent(self) -> bool:
         return not any(outbox for outbox in self._outboxes)
 
@@ -203,6 +210,7 @@ class MpiTransport:
         if self._commons is not None:
             self._commons.versions.lose(worker)
         self._receives[worker] = None
+        self._all_ring = self._do_all_ring()
         self._outboxes[worker].abandon(self._abandoned)
         for entry in self._pending:
             if entry.worker == worker:
@@ -219,6 +227,8 @@ class MpiTransport:
         self._counters[worker] = counters
         request = None if kind == wire.STOPPED else self._post_header(worker)
         self._receives[worker] = request
+        if request is None:
+            self._all_ring = self._do_all_ring()
         if kind == wire.TRAINED:
             self._await_trained(worker, body, messages)
         elif kind == wire.DELIVERED:

@@ -185,6 +185,10 @@ class Transport(Protocol):
     def rung_s(self) -> float:
         """How long may be slept at once, since who sends something ends `wait`; 0 where nobody does."""
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing can be here that nobody rang for since the last look: another before `wait` finds nothing."""
+
     def wait(self, seconds: float) -> None:
         """Sleeps so long, or until somebody rings."""
 

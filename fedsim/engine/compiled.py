@@ -82,11 +82,14 @@ def n_here(stage: Any, first: int, most: int) -> int:
 
 
 @machine_code
-def made_ready(stage: Any, base: Int64, submitted_s: Float64, first: int, version: int, now_s: float) -> None:
-    """Rows from `first` on whose base version is there now can be trained."""
+def made_ready(stage: Any, base: Int64, submitted_s: Float64, first: int, version: int, now_s: float) -> int:
+    """Rows from `first` on whose base version is there now can be trained: how many."""
+    n = 0
     for row in range(first, stage.size):
         if stage[row] == WAITING and base[row] <= version:
             stage[row], submitted_s[row] = READY, now_s
+            n += 1
+    return n
 
 
 @machine_code
@@ -109,13 +112,17 @@ def posted(
     """The rows of the group that a worker gets now, which are posted from then on; none if it is not time.
 
     It has `n_groups` of at most `n_most` groups, as have `n_alike` of the `n_living` workers, and room for so many
-    tasks. `first` is the next row to be consumed; `n_foreign` tasks are at workers that are no rows.
+    tasks. `first` is the next row to be consumed, which may be here, as may those that follow; `n_foreign` tasks are
+    at workers that are no rows.
 
     Where they are all that can be trained before the next version, tasks are dealt out in groups of one size, no
     more of them than it takes. Else a group waits until it is worth its fixed cost, or the server waits. Then the
-    first idle worker gets what comes before anything that cannot start yet, and the others the rest: in a
-    simulation this was 5 to 15 % faster than equal shares, for large models and small ones.
+    first idle worker gets what comes before anything that cannot start yet, or three eighths of a full group (a
+    smaller one costs more than it saves), and the others the rest: in a simulation this was 5 to 15 % faster than
+    equal shares, for large models and small ones.
     """
+    while first < stage.size and stage[first] == HERE:
+        first += 1
     n_unconsumed, n_own, n_shared = n_foreign, 0, 0
     for row in range(first, stage.size):
         if stage[row] != WAITING:
@@ -137,7 +144,7 @@ def posted(
     if n_groups == 0:
         size = dealt(queue.size, n_sharing, group_size)
         if is_waiting and is_shared and n_living > 1 and queue[0] == first:
-            size = min(size, _n_before(queue, _first_of(stage, WAITING, first)))
+            size = min(size, max(_n_before(queue, _first_of(stage, WAITING, first)), 3 * group_size // 8))
         elif not is_waiting and size < fill:
             size = 0
     elif queue[0] <= making:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,25 @@ _RECORD_EVERY_S = 0.1  # or fewer, so often
 _OPEN_EVERY = 64  # versions after which it is tried again to open the lane
 
 
+class _Made(NamedTuple):
+    """Versions from number `first` on, made at one moment: when in virtual time (V,), and what they were made of, (V, 4)
+    (`Merged.numbers`)."""
+
+    first: int
+    virtual_s_V: Float64
+    wall_s: float
+    numbers_V4: Float64
+
+
+def _columns(made: Sequence[_Made]) -> list[NDArray[Any]]:
+    """Their columns in the record's table of versions."""
+    n_each = [one.virtual_s_V.size for one in made]
+    version = np.arange(made[0].first, made[0].first + sum(n_each))
+    parts = zip(*((one.virtual_s_V, one.numbers_V4) for one in made), strict=True)
+    virtual_s, numbers = (np.concatenate(part) for part in parts)
+    return Merged.columns(version, virtual_s, np.repeat([one.wall_s for one in made], n_each), numbers)
+
+
 class ServerWithLane(Server):
     """See `Server`. It goes over from one way to the other between two versions, or in the middle of one."""
 
@@ -35,6 +54,8 @@ class ServerWithLane(Server):
         self._lane = lane
         self._open_at = 0
         self._recorded_s = 0.0
+        self._begun_4: Float64 = self._merged.numbers()  # of the version being made, while the lane is open
+        self._unrecorded: list[_Made] = []  # versions
 
     def _went_ahead(self) -> bool:
         lane = self._lane
@@ -74,6 +95,7 @@ class ServerWithLane(Server):
         is_open = self._passing.open_lane(lane, self._live.plain(), self._leave_lane)
         if is_open:
             self._rule.hasten()
+            self._begun_4 = self._merged.numbers()
         return is_open
 
     def _follow_lane(self, lane: Lane) -> None:
@@ -112,10 +134,9 @@ class ServerWithLane(Server):
         """
         rows, first = lane.rows, self.pulse.version
         part = slice(lane.row - rows.first, lane.row - rows.first + n)
-        makes_version = rows.makes_version[part]
-        met_version, bases = first + makes_version.cumsum() - makes_version, rows.base[part]
-        staleness = met_version - bases
-        one = partial(self._one_of, rows, part.start, staleness, met_version)
+        makes_version, staleness, bases = rows.makes_version[part], rows.staleness[part], rows.base[part]
+        assert rows.met_version[part.start] == first
+        one = partial(self._one_of, rows, part.start)
         batch = Batch(rows.reports["n_samples"][part], staleness, makes_version, rows.address[part], one)
         self._is_torn = True
         if self._unpacking is None:
@@ -124,7 +145,7 @@ class ServerWithLane(Server):
             self._state, consumed = one_by_one(self._rule, self._state, batch)
         wall_s = self._clock()
         self._hand_out(lane, consumed.versions, wall_s)
-        rows.met_version[part], rows.weight[part], rows.scalars[part] = met_version, consumed.weights, consumed.scalars
+        rows.weight[part], rows.scalars[part] = consumed.weights, consumed.scalars
         lane.consumed(n, wall_s)
         lane.pump(is_waiting=not lane.is_next_here())
         self._n_reached += n
@@ -158,38 +179,42 @@ class ServerWithLane(Server):
         arrival_s: Float64,
         wall_s: float,
     ) -> None:
-        """Records and evaluates the versions after `first` that the updates (R,) made."""
+        """Notes and evaluates the versions after `first` that the updates (R,) made."""
         assert self._lane is not None
-        made, begun = self._lane.compiled.merged(self._merged.numbers(), staleness, weights, makes_version)
-        self._merged = Merged.of(begun)
-        n = len(made)
-        if not n:
+        made_V4, self._begun_4 = self._lane.compiled.merged(self._begun_4, staleness, weights, makes_version)
+        if not len(made_V4):
             return
-        version, virtual_s = np.arange(first + 1, first + n + 1), arrival_s[makes_version]
-        self._recorder.extend_columns("versions", Merged.columns(version, virtual_s, np.full(n, wall_s), made))
-        for number, at_s in zip(version.tolist(), virtual_s.tolist(), strict=True):
+        virtual_s_V = arrival_s[makes_version]
+        self._unrecorded.append(_Made(first + 1, virtual_s_V, wall_s, made_V4))
+        for number, at_s in enumerate(virtual_s_V.tolist(), first + 1):
             if self._evaluations.are_due(number):
+                self._record_rows(self._lane)  # a version is there before its evaluation is
                 self._evaluations.published(number, at_s)
                 self._supply.release_version(number)
         self._supply.release_version(first)
         self._evaluations.collect()
 
-    def _one_of(self, rows: Rows, first: int, staleness: Int64, met_version: Int64, i: int) -> tuple[Update, Arrival]:
+    def _one_of(self, rows: Rows, first: int, i: int) -> tuple[Update, Arrival]:
         """All that is known of the i-th of the rows from index `first` on."""
         task = rows.task(first + i)
         base_P = self._versions.get(task.base_version) if self._needs_base else None
         vector_P = rows.vector(first + i)
         if self._unpacking is not None:
             vector_P = self._unpacking.vector(vector_P, base_P)
-        arrival = Arrival(int(staleness[i]), task, int(met_version[i]), task.arrival_s, base_P)
+        staleness, met_version = int(rows.staleness[first + i]), int(rows.met_version[first + i])
+        arrival = Arrival(staleness, task, met_version, task.arrival_s, base_P)
         return Update(rows.report(first + i), vector_P), arrival
 
     def _record_rows(self, lane: Lane, least: int = 1) -> None:
-        """Records what the lane consumed, if that is so many rows at least."""
+        """Records what the lane consumed and what was made of it, if that is so many rows at least."""
         columns = lane.unrecorded(least)
-        if columns is not None:
-            self._recorder.extend_columns("tasks", columns)
-            self._recorded_s = self.pulse.wall_s
+        if columns is None:
+            return
+        if self._unrecorded:
+            self._recorder.extend_columns("versions", _columns(self._unrecorded))
+            self._unrecorded.clear()
+        self._recorder.extend_columns("tasks", columns)
+        self._recorded_s = self.pulse.wall_s
 
     def _wait_in_lane(self, lane: Lane) -> None:
         lane.pump(is_waiting=True)
@@ -211,6 +236,7 @@ class ServerWithLane(Server):
         self._live.put_plain(plain)
         self._passing.take_over(self._lane.items([*owed, *plain.tasks]))
         self._owed.extend((task, Outcome.APPLIED) for task in owed)
+        self._merged = Merged.of(self._begun_4)
         self._n_reached += len(owed)
         self._left = Left(merge=True)
         self.pulse.virtual_s = plain.now_s

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import counted
+from fedsim.columns import counted, looked_up
 from fedsim.comm.transport import Command, Trained
+from fedsim.comm.wire import MAX_TASKS
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
 from fedsim.engine.rows import Rows
@@ -41,8 +42,11 @@ if TYPE_CHECKING:
 _LEAST_UPDATES = 4096  # a shorter run is over before the compiled schedule is loaded
 _MOST_CLIENTS = 2**17  # what is known of each is kept in memory
 _PLANNED = 2048  # room for rows that are planned at once: whatever their number, that takes a millisecond
+_GRANTED = [True] * MAX_TASKS
+_UNASKED = -2  # in the place of a client's worker
 _EVALUATED = 64  # versions that evaluations may keep
-_TOGETHER = 64  # rows that are consumed together at most
+_TOGETHER = 256  # rows that are consumed together at most
+_WORTH_VALUES = 2**17  # values in them at least where they make no version: a pass takes 0.1 ms besides
 _TOGETHER_VALUES = 2**22  # and values in them: 20 ms or so, in which nobody is listened to
 
 
@@ -99,6 +103,7 @@ class Lane:
         self._n_scalars = n_scalars
         self._n_planned = 2 * (n_in_flight + n_merge)  # rows that are always known
         self._most_together = max(1, min(_TOGETHER, _TOGETHER_VALUES // versions.n_parameters))
+        self._least_together = min(self._most_together, _WORTH_VALUES // versions.n_parameters)
         self._depot: Depot | None = None
         self._version = -1
         self._start(0, 0)
@@ -112,6 +117,8 @@ class Lane:
         self._made_s: dict[int, float] = {}
         self._groups: dict[int, _Group] = {}  # by the number of their first task
         self._foreign: dict[int, _Foreign] = {}
+        self._n_ready = 0  # rows
+        self._hosts = np.empty(0, np.int64)  # by client
         self._is_dealt = False  # a server that waits has posted what it could, and nothing has changed since
 
     @property
@@ -205,6 +212,8 @@ class Lane:
         at = self.row - self.rows.first
         n_known = self.rows.stop - self.row - self._n_in_flight - self._n_merge  # whose versions' tasks are known
         n: int = self.compiled.n_here(self.rows.stage, at, min(self._most_together, n_known))
+        if n < self._least_together and n < n_known and not self.rows.makes_version[at : at + n].any():
+            return 0
         if n and not self._is_before_end(n_reached, self._version, n):  # which may plan, and move all indices
             n = min(n, self._next_making() + 1 - (self.row - self.rows.first))
         return n
@@ -233,7 +242,8 @@ class Lane:
             for number in rows.number[at : at + n].tolist():
                 self._foreign.pop(number, None)
         self.row += n
-        self.compiled.made_ready(rows.stage, rows.base, rows.submitted_s, at + n, self._version, now_s)
+        stage, base, submitted_s = rows.stage, rows.base, rows.submitted_s
+        self._n_ready += self.compiled.made_ready(stage, base, submitted_s, at + n, self._version, now_s)
 
     def published(self, version: int, wall_s: float) -> int:
         """How many tasks that were dispatched start from the version, which is there now."""
@@ -264,14 +274,25 @@ class Lane:
                 self._n_based[version] += count
         assert self._depot is not None
         self._is_dealt = False
-        host_of, first = self._depot.host_of, rows.stop
-        host = np.array([host_of(client) for client in planned.tasks.client.tolist()], np.int64)
-        base, last, made_s = planned.tasks.base_version, self._version, self._made_s
-        submitted_s = np.array([made_s[version] if version <= last else math.nan for version in base.tolist()])
-        rows.extend(planned, host, np.where(base <= last, READY, WAITING).astype(np.int8), submitted_s)
+        first, base, made_s = rows.stop, planned.tasks.base_version, self._made_s
+        submitted_s = looked_up(base, lambda versions: np.array([made_s.get(v, math.nan) for v in versions.tolist()]))
+        stage = np.where(base <= self._version, READY, WAITING).astype(np.int8)
+        rows.extend(planned, self._hosts_of(planned.tasks.client), stage, submitted_s)
         if self._foreign:
             self._know_foreign(first)
+        self._n_ready = int(np.count_nonzero(rows.stage[self.row - rows.first :] == READY))
         self._forget()
+
+    def _hosts_of(self, clients: Int64) -> Int64:
+        """Their workers; each client is asked for once."""
+        assert self._depot is not None
+        if self._hosts.size <= (last := int(clients.max())):
+            self._hosts = np.concatenate([self._hosts, np.full(last + 1 - self._hosts.size, _UNASKED)])
+        hosts = self._hosts[clients]
+        for i in np.flatnonzero(hosts == _UNASKED).tolist():
+            client = int(clients[i])
+            hosts[i] = self._hosts[client] = self._depot.host_of(client)
+        return hosts
 
     def _know_foreign(self, first: int) -> None:
         """Finds those posted before among the rows from `first` on."""
@@ -311,7 +332,7 @@ class Lane:
         n_unknown = sum(foreign.row < 0 for foreign in self._foreign.values())
         for n_groups in range(self._bounds.n_groups):  # nobody gets a second group before everybody has one
             for worker in depot.living:
-                if desks[worker].n_groups == n_groups:
+                if self._n_ready and desks[worker].n_groups == n_groups:
                     n_alike = [desks[other].n_groups for other in depot.living].count(n_groups)
                     self._post_some(worker, desks[worker], n_alike, n_unknown, is_waiting)
 
@@ -332,7 +353,8 @@ class Lane:
         self._groups[int(tasks["task"][0])] = _Group(index + rows.first, bases)
         desk.n_groups += 1
         desk.n_rows += index.size
-        depot.post(worker, Command(TaskTable(tasks), [True] * index.size, coming))
+        self._n_ready -= index.size
+        depot.post(worker, Command(TaskTable(tasks), _GRANTED[: index.size], coming))
 
     def trained(self, message: Trained) -> None:
         """A group is here."""

@@ -18,8 +18,8 @@ _COPIED = 2048  # consumed rows that are kept before all columns are copied with
 class Rows:
     """Rows from `first` on; `row - first` is an index into every column. Consumed ones stay until they are recorded.
 
-    `tasks` are records as they travel (`TASK`), `reports` likewise (`REPORT`); the other columns say when a task was
-    submitted and its update arrived, where that lies, which version it met and what the rule said of it.
+    `tasks` are records as they travel (`TASK`), `reports` likewise (`REPORT`); the other columns say which version an
+    update meets, when its task was submitted and it arrived, where it lies, and what the rule said of it.
     `hold` is the number of the array that an update came in, `place` its place there: updates that came in one array
     are let go of with the last of them.
     """
@@ -39,7 +39,8 @@ class Rows:
         self.download_s = self.compute_s = self.upload_s = self.arrival_s = np.empty(0)
         self.makes_version = np.empty(0, np.bool_)
         self.stage = np.empty(0, np.int8)
-        self.worker = self.address = self.met_version = self.hold = self.place = np.empty(0, np.int64)
+        self.met_version = self.staleness = np.empty(0, np.int64)
+        self.worker = self.address = self.hold = self.place = np.empty(0, np.int64)
         self.submitted_s = self.arrived_s = self.weight = np.empty(0)
         self.scalars = np.empty((0, n_scalars))
 
@@ -56,7 +57,7 @@ class Rows:
         tasks = np.zeros(n, TASK)
         for name in ("task", "client", "base_version", "n_samples", "n_steps", "dispatch_s", "arrival_s"):
             tasks[name] = getattr(columns, name)
-        tasks["learning_rate"] = planned.rates
+        tasks["learning_rate"], tasks["send"] = planned.rates, 1
         new = {
             "tasks": tasks,
             "number": columns.task,
@@ -65,6 +66,8 @@ class Rows:
             "stage": stage,
             "submitted_s": submitted_s,
             "makes_version": planned.makes_version,
+            "met_version": columns.applied_version - 1,
+            "staleness": columns.staleness,
             "download_s": columns.download_s,
             "compute_s": columns.compute_s,
             "upload_s": columns.upload_s,
@@ -142,7 +145,7 @@ class Rows:
         part = slice(start, stop)
         tasks, reports, met = self.tasks[part], self.reports[part], self.met_version[part]
         columns = [tasks["task"], tasks["client"], self.worker[part], np.full(stop - start, int(Outcome.APPLIED))]
-        columns += [tasks["base_version"], met + 1, met - self.base[part], tasks["dispatch_s"]]
+        columns += [tasks["base_version"], met + 1, self.staleness[part], tasks["dispatch_s"]]
         columns += [self.download_s[part], self.compute_s[part], self.upload_s[part], self.arrival_s[part]]
         columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
         columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]

@@ -37,7 +37,7 @@ from fedsim.types import Event, EventKind, Feedback, Float32, Int64, Outcome, Ta
 
 _NAN = math.nan
 _TO_END_S = 5.0  # for the workers' end, the record's, and the process's own
-_ATTEND_EVERY_S = 2e-3  # watchers and the record need no more
+_ATTEND_EVERY_S = 5e-3  # watchers and the record need no more
 _LATER = ("finished", "is_made")  # in a checkpoint since it can be written while evaluations are waited for
 
 

@@ -278,7 +278,11 @@ class Supply:
         self._fetch(due)
 
     def listen(self, wait: bool = True) -> bool:
-        """Handles the messages that are in; if there are none, sleeps a little (if it may) and returns False."""
+        """Handles the messages that are in; if there are none, sleeps a little (if it may), and returns whether there
+        were some."""
+        has_slept = wait and self._transport.is_quiet
+        if has_slept:
+            self._sleep()
         messages = self._transport.poll()
         for message in messages:
             self._handle(message)
@@ -287,13 +291,18 @@ class Supply:
             self._last_sign_s = self._clock()
         elif wait:
             self._check_stalled()
-            start_s = self._clock()
-            if rung_s := self._transport.rung_s:
-                self._transport.wait(rung_s)
-            else:
-                self._backoff.sleep(self._rest_s())
-            self.waiting_s += self._clock() - start_s
+            if not has_slept:
+                self._sleep()
         return bool(messages)
+
+    def _sleep(self) -> None:
+        """Until somebody rings, or a little."""
+        start_s = self._clock()
+        if rung_s := self._transport.rung_s:
+            self._transport.wait(rung_s)
+        else:
+            self._backoff.sleep(self._rest_s())
+        self.waiting_s += self._clock() - start_s
 
     def _rest_s(self) -> float:
         """How long nobody will miss the server: half a group's time while each worker has another one waiting."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import Remembered
+from fedsim.columns import Remembered, looked_up
 from fedsim.config import ScheduleConfig, StopConfig
 from fedsim.schedule import compiled
 from fedsim.schedule.alone import Federation, TaskColumns
@@ -97,7 +97,7 @@ class Ahead(ScheduleAlone):
         self._kept.append(_Kept(self.n_consumed, _copied(self._idle), _copied(self._flight)))
         before = int(self._flight.n[compiled.NEXT_TASK])
         columns = self.block().tasks
-        rates = self._rates(columns.base_version)
+        rates = looked_up(columns.base_version, self._rates)
         applied = columns.applied_version
         makes = np.append(applied[1:], self.version + 1) > applied
         flight = self._flight

@@ -61,6 +61,7 @@ class Network:
     def __init__(self, n_workers: int, bounds: Bounds, draws: random.Random, p_death: float) -> None:
         self.n_workers = n_workers
         self.rung_s = 0.0
+        self.is_quiet = False
         self.p_death = p_death
         self.dead: set[int] = set()
         self.workers = [Worker(index) for index in range(n_workers)]

@@ -25,7 +25,7 @@ Row = tuple[int, ...]
 FORWARD, BACKWARD, BIAS, RELU, RELU_BACK, ENTROPY = range(6)
 _WIDTH = 18  # of the longest row
 _N_SIZES = {FORWARD: 4, BACKWARD: 4, BIAS: 3, RELU: 1, RELU_BACK: 1, ENTROPY: 3}
-_MOST_OPERATIONS = 8_000_000  # of the steps of a call, a third of a millisecond: messages wait meanwhile
+_MOST_OPERATIONS = 16_000_000  # of the steps of a call, half a millisecond or so: messages wait meanwhile
 
 
 class Tape:

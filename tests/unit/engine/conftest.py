@@ -89,6 +89,7 @@ class Shuffled:
     def __init__(self, workers: Sequence[Worker], seed: int) -> None:
         self.n_workers = len(workers)
         self.rung_s = 0.0
+        self.is_quiet = False
         self._workers = workers
         self._draws = random.Random(seed)
         self._jobs: list[deque[Callable[[], Message]]] = [deque() for _ in workers]

@@ -25,6 +25,7 @@ class Post:
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
         self.rung_s = 0.0
+        self.is_quiet = False
         self.sent: list[tuple[int, Command]] = []
         self.inbox: list[Message] = []
 

@@ -27,8 +27,8 @@ _OPEN_EVERY = 64  # versions after which it is tried again to open the lane
 
 
 class _Made(NamedTuple):
-    """Versions from number `first` on, made at one moment: when in virtual time (V,), and what they were made of, (V, 4)
-    (`Merged.numbers`)."""
+    """Versions from number `first` on, made at one moment of the wall clock: when in virtual time (V,), and what they
+    were made of (V, 4), see `Merged.numbers`."""
 
     first: int
     virtual_s_V: Float64

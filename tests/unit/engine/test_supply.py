@@ -352,3 +352,15 @@ def test_placements_know_of_workers_only_not_of_hosts() -> None:
         hosts = np.array([host_of(client) for client in range(7000)])
         loads = np.bincount(hosts, weights=sizes if kind == "balanced" else None, minlength=7)
         assert loads.max() - loads.min() <= (sizes.max() if kind == "balanced" else 1)
+
+
+def test_where_all_who_send_ring_it_sleeps_before_it_looks() -> None:
+    case = Case()
+    done: list[str] = []
+    post: Any = case.post
+    post.is_quiet, post.rung_s = True, 1.0
+    post.wait = lambda seconds: done.append(f"wait {seconds}")
+    post.poll = lambda: done.append("poll") or []
+    assert not case.supply.listen()
+    assert not case.supply.listen(wait=False)
+    assert done == ["wait 1.0", "poll", "poll"]

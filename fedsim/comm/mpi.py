@@ -194,6 +194,12 @@ class MpiTransport:
                 left = [str(w + 1) for w, request in enumerate(self._receives) if request is not None]
                 raise StalledError(f"stalled: ranks {', '.join(left)} did not stop within {timeout_s:.0f} s")
 
+    def _expect(self, worker: int, header: MPI.Request | None) -> None:
+        """A worker's next header comes with this request; None: there is none to come."""
+        self._receives[worker] = header
+        if header is None:
+            self._all_ring = self._do_all_ring()
+
     def _do_all_ring(self) -> bool:
         """Whether every worker that may still send something rings when it has."""
         return self._channels.bell.reaches(w + 1 for w, request in enumerate(self._receives) if request is not None)
@@ -209,8 +215,7 @@ class MpiTransport:
         self._orphans[worker] = self._ledger.lose(worker)
         if self._commons is not None:
             self._commons.versions.lose(worker)
-        self._receives[worker] = None
-        self._all_ring = self._do_all_ring()
+        self._expect(worker, None)
         self._outboxes[worker].abandon(self._abandoned)
         for entry in self._pending:
             if entry.worker == worker:
@@ -226,9 +231,7 @@ class MpiTransport:
         kind, n, version, counters, body = wire.decode_header(self._headers[worker])
         self._counters[worker] = counters
         request = None if kind == wire.STOPPED else self._post_header(worker)
-        self._receives[worker] = request
-        if request is None:
-            self._all_ring = self._do_all_ring()
+        self._expect(worker, request)
         if kind == wire.TRAINED:
             self._await_trained(worker, body, messages)
         elif kind == wire.DELIVERED:

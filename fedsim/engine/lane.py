@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import counted, looked_up
+from fedsim.columns import Remembered, counted, looked_up
 from fedsim.comm.transport import Command, Trained
-from fedsim.comm.wire import MAX_TASKS
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
 from fedsim.engine.rows import Rows
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 _LEAST_UPDATES = 4096  # a shorter run is over before the compiled schedule is loaded
 _MOST_CLIENTS = 2**17  # what is known of each is kept in memory
 _PLANNED = 2048  # room for rows that are planned at once: whatever their number, that takes a millisecond
-_GRANTED = [True] * MAX_TASKS
-_UNASKED = -2  # in the place of a client's worker
 _EVALUATED = 64  # versions that evaluations may keep
 _TOGETHER = 256  # rows that are consumed together at most
 _WORTH_VALUES = 2**17  # values in them at least where they make no version: a pass takes 0.1 ms besides
@@ -118,7 +115,6 @@ class Lane:
         self._groups: dict[int, _Group] = {}  # by the number of their first task
         self._foreign: dict[int, _Foreign] = {}
         self._n_ready = 0  # rows
-        self._hosts = np.empty(0, np.int64)  # by client
         self._is_dealt = False  # a server that waits has posted what it could, and nothing has changed since
 
     @property
@@ -166,7 +162,7 @@ class Lane:
             if item.state is not State.READY:
                 self._foreign[item.task.task] = _Foreign(item)
         self._made_s.setdefault(plain.version, self._clock())
-        self._depot = depot
+        self._depot, self._hosts = depot, Remembered(depot.host_of, _MOST_CLIENTS)
         for planned in blocks:
             self._know(planned)
         self._plan(self._n_planned)
@@ -277,22 +273,11 @@ class Lane:
         first, base, made_s = rows.stop, planned.tasks.base_version, self._made_s
         submitted_s = looked_up(base, lambda versions: np.array([made_s.get(v, math.nan) for v in versions.tolist()]))
         stage = np.where(base <= self._version, READY, WAITING).astype(np.int8)
-        rows.extend(planned, self._hosts_of(planned.tasks.client), stage, submitted_s)
+        rows.extend(planned, self._hosts(planned.tasks.client).astype(np.int64), stage, submitted_s)
         if self._foreign:
             self._know_foreign(first)
         self._n_ready = int(np.count_nonzero(rows.stage[self.row - rows.first :] == READY))
         self._forget()
-
-    def _hosts_of(self, clients: Int64) -> Int64:
-        """Their workers; each client is asked for once."""
-        assert self._depot is not None
-        if self._hosts.size <= (last := int(clients.max())):
-            self._hosts = np.concatenate([self._hosts, np.full(last + 1 - self._hosts.size, _UNASKED)])
-        hosts = self._hosts[clients]
-        for i in np.flatnonzero(hosts == _UNASKED).tolist():
-            client = int(clients[i])
-            hosts[i] = self._hosts[client] = self._depot.host_of(client)
-        return hosts
 
     def _know_foreign(self, first: int) -> None:
         """Finds those posted before among the rows from `first` on."""
@@ -354,7 +339,7 @@ class Lane:
         desk.n_groups += 1
         desk.n_rows += index.size
         self._n_ready -= index.size
-        depot.post(worker, Command(TaskTable(tasks), _GRANTED[: index.size], coming))
+        depot.post(worker, Command(TaskTable(tasks), [True] * index.size, coming))
 
     def trained(self, message: Trained) -> None:
         """A group is here."""

@@ -57,7 +57,7 @@ class Rows:
         tasks = np.zeros(n, TASK)
         for name in ("task", "client", "base_version", "n_samples", "n_steps", "dispatch_s", "arrival_s"):
             tasks[name] = getattr(columns, name)
-        tasks["learning_rate"], tasks["send"] = planned.rates, 1
+        tasks["learning_rate"] = planned.rates
         new = {
             "tasks": tasks,
             "number": columns.task,

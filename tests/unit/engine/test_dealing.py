@@ -9,13 +9,13 @@ from fedsim.engine.stages import HERE, POSTED, READY, WAITING
 from fedsim.schedule.placement import ANY_WORKER
 
 
-def _posted(stage: list[int], group_size: int, *, is_waiting: bool = True) -> list[int]:
-    """Rows that the first of two idle workers gets; the last row makes a version."""
+def _posted(stage: list[int], group_size: int) -> list[int]:
+    """Rows that the first of two idle workers gets while the server waits; the last row makes a version."""
     n = len(stage)
     makes_version = np.zeros(n, np.bool_)
     makes_version[-1] = True
     column, host, workers = np.array(stage, np.int8), np.full(n, ANY_WORKER), np.full(n, -1)
-    rows = compiled.posted(column, host, makes_version, workers, 0, 0, 0, 0, 2, 2, 2, group_size, n, is_waiting)
+    rows = compiled.posted(column, host, makes_version, workers, 0, 0, 0, 0, 2, 2, 2, group_size, n, True)
     assert (column[rows] == POSTED).all() and (workers[rows] == 0).all()
     found: list[int] = rows.tolist()
     return found

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedsim import configfile, training
 from fedsim.engine.plan import Plan, plan
+from fedsim.seeding import Purpose, generator
 from fedsim.tables import TaskTable
 from fedsim.types import Float32, Task
 
@@ -53,7 +54,7 @@ def updates_per_s(made: Plan, rank: int, seconds: float) -> float:
 
 def _groups(made: Plan, rank: int) -> list[TaskTable]:
     """Groups of the configured size of all clients, in an order of this rank's own, as a worker gets them."""
-    clients = np.random.default_rng(rank).permutation(made.population.n_clients)
+    clients = generator(made.config.seed, Purpose.SELECTION, client=rank).permutation(made.population.n_clients)
     clients = np.resize(clients, max(_LEAST_GROUPS, -(-clients.size // made.group_size)) * made.group_size)
     work, sizes = made.work(), made.population.n_samples(clients).tolist()
     nan = float("nan")

@@ -67,6 +67,6 @@ class SupplyWithLane(Supply):
             self._leave_lane()
         if self._lane is not None and isinstance(message, Trained):
             self._lane.trained(message)
-            self._note_group(message)
+            self._rest.note_group(message.train_s)
         else:
             super()._handle(message)

@@ -27,7 +27,6 @@ from dataclasses import replace
 import numpy as np
 
 from fedsim.comm.transport import (
-    Backoff,
     Collected,
     Command,
     Delivered,
@@ -42,16 +41,15 @@ from fedsim.comm.transport import (
 from fedsim.engine import losses
 from fedsim.engine.adding import Adding
 from fedsim.engine.items import AT_WORKER, Bounds, Desk, Item, Queue, State, in_turn
+from fedsim.engine.resting import Rest
 from fedsim.engine.settling import Settling
 from fedsim.engine.shelves import Shelves
 from fedsim.engine.streaming import Begun, begun_of
 from fedsim.engine.versions import VersionStore
-from fedsim.errors import LostError, SilentError
+from fedsim.errors import LostError
 from fedsim.schedule.placement import ANY_WORKER, among
 from fedsim.types import Float32, Int64, Task, Update
 
-_LONGEST_SLEEP_S = 1e-3  # while some worker may be waiting for us
-_LONGEST_REST_S = 5e-3  # while each has another group waiting, see `_rest_s`
 _SERVICE_EVERY = 8  # events without waiting, after which messages are looked at all the same
 _NO_ROW: Float32 = np.empty(0, np.float32)
 
@@ -81,8 +79,7 @@ class Supply:
         self._bounds = bounds
         self._versions = versions
         self._clock = clock
-        self._stall_timeout_s = stall_timeout_s
-        self._backoff = Backoff(cap_s=_LONGEST_SLEEP_S, sleep=transport.wait)
+        self._rest = Rest(transport, clock, stall_timeout_s)
         self._shelves = Shelves(transport.n_workers, bounds.worker_versions)
         self._desks = [Desk() for _ in range(transport.n_workers)]
         self._living = list(range(transport.n_workers))
@@ -95,9 +92,7 @@ class Supply:
         self._evaluating: list[list[int]] = [[] for _ in range(transport.n_workers)]  # versions
         self._settling = settling
         self._n_server_rows = self._n_unserviced = self._next_worker = 0  # rows: here or on the way
-        self._group_s = 0.0  # what training a group takes, as of late
-        self._last_sign_s = clock()
-        self.n_retrained, self.waiting_s = 0, 0.0
+        self.n_retrained = 0
         self.lost: LostError | None = None  # set when no worker is left
 
     # ------------------------------------------------------------------ what the engine asks for
@@ -282,33 +277,27 @@ class Supply:
         were some."""
         has_slept = wait and self._transport.is_quiet
         if has_slept:
-            self._sleep()
+            self._rest.sleep(self._is_missed)
         messages = self._transport.poll()
         for message in messages:
             self._handle(message)
         if messages:
-            self._backoff.reset()
-            self._last_sign_s = self._clock()
+            self._rest.heard()
         elif wait:
-            self._check_stalled()
+            n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating))
+            self._rest.check_stalled(n_out + len(self._adding.asked))
             if not has_slept:
-                self._sleep()
+                self._rest.sleep(self._is_missed)
         return bool(messages)
 
-    def _sleep(self) -> None:
-        """Until somebody rings, or a little."""
-        start_s = self._clock()
-        if rung_s := self._transport.rung_s:
-            self._transport.wait(rung_s)
-        else:
-            self._backoff.sleep(self._rest_s())
-        self.waiting_s += self._clock() - start_s
+    def _is_missed(self) -> bool:
+        """Whether some worker has no further group waiting."""
+        return any(self._desks[worker].n_groups < self._bounds.n_groups for worker in self._living)
 
-    def _rest_s(self) -> float:
-        """How long nobody will miss the server: half a group's time while each worker has another one waiting."""
-        if any(self._desks[worker].n_groups < self._bounds.n_groups for worker in self._living):
-            return 0.0
-        return min(0.5 * self._group_s, _LONGEST_REST_S)
+    @property
+    def waiting_s(self) -> float:
+        """Wall seconds slept so far, for want of messages."""
+        return self._rest.slept_s
 
     # ------------------------------------------------------------------------------ posting
 
@@ -434,7 +423,7 @@ class Supply:
                 self._transport.send(worker, first, ())
         command = command._replace(forget=self._shelves.forgotten(worker))
         self._transport.send(worker, command, vectors, *(() if states_nS is None else (states_nS,)))
-        self._last_sign_s = self._clock()
+        self._rest.spoke()
 
     # ------------------------------------------------------------------------------ fetching
 
@@ -546,13 +535,10 @@ class Supply:
             if not self._bounds.reserve:
                 self._arrived.append(item.task.task)
 
-    def _note_group(self, message: Trained) -> None:
-        self._group_s += 0.1 * (message.train_s - self._group_s)
-
     def _trained(self, message: Trained) -> None:
         desk = self._desks[message.worker]
         desk.n_groups -= 1
-        self._note_group(message)
+        self._rest.note_group(message.train_s)
         rows = iter(message.rows)
         summed: list[Item] = []
         for report, sent in zip(message.reports, message.sent, strict=True):
@@ -597,12 +583,3 @@ class Supply:
             self._settling.discarded(item.worker, item.task.task)
         del self._items[item.task.task]
         self.release_version(item.task.base_version)
-
-    def _check_stalled(self) -> None:
-        silent_s = self._clock() - self._last_sign_s
-        n_out = sum(desk.n_groups for desk in self._desks) + sum(map(len, self._evaluating)) + len(self._adding.asked)
-        if silent_s > self._stall_timeout_s and n_out:
-            raise SilentError(
-                f"stalled: no sign of life from any worker for {silent_s:.0f} s with {n_out} groups and evaluations "
-                "out (stall_timeout_s allows longer)"
-            )

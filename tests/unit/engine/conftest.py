@@ -309,7 +309,7 @@ class Bench:
         )
         supply._report = lambda *failure: self.reports.append(failure)
         supply._leniency = Leniency.of(config, replaying)
-        supply._backoff = Backoff(sleep=lambda seconds: None)
+        supply._rest._backoff = Backoff(sleep=lambda seconds: None)
         rows = Rows() if kept is None else kept.rows()
         if keeper is not None:
             keeper.versions, keeper.rows = versions, rows

@@ -61,7 +61,7 @@ class Case:
         self.versions = VersionStore(1, 10**6)
         self.now_s = 0.0
         self.supply = Supply(self.post, host_of or (lambda client: 0), bounds, self.versions, lambda: self.now_s, 60.0)
-        self.supply._backoff = Backoff(sleep=lambda seconds: None)
+        self.supply._rest._backoff = Backoff(sleep=lambda seconds: None)
         self.publish(0)
 
     def publish(self, version: int) -> None:

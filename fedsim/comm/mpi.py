@@ -205,7 +205,7 @@ class MpiTransport:
         return self._channels.bell.reaches(w + 1 for w, request in enumerate(self._receives) if request is not None)
 
     def _all_sent(self) -> bool:
-        return not any(outbox for outbox in self._outboxes)
+        return not any(self._outboxes)
 
     def _bury(self, worker: int, error: MPI.Exception) -> Lost:
         """What is said of a worker that died, once nothing is expected from it or sent to it any more."""

@@ -262,7 +262,7 @@ class WorkerChannel:
             for failed in trained.failed:
                 self._reply(wire.encode_failed(failed, core.counters))
             if trained.places:
-                core.counters.sent_bytes += sum(row.nbytes for row in trained.rows)
+                core.counters.sent_bytes += sum(part.nbytes for part in parts(trained.rows))
                 self._reply(wire.encode_trained(trained, core.counters))
             else:
                 self._reply(wire.encode_trained(trained, core.counters), *parts(trained.rows))

@@ -104,6 +104,41 @@ def dealt(n: int, n_workers: int, most: int) -> int:
 
 
 @machine_code
+def dealt_out(
+    stage: Any, host: Int64, makes_version: NDArray[np.bool_], workers: Int64, first: int, n_ready: int, n_foreign: int,
+    desks_W3: Int64, n_most: int, group_size: int, worker_rows: int, is_waiting: bool,
+) -> tuple[Int64, Int64]:  # fmt: skip
+    """The rows of all groups that workers get now, and of each group (G, 2) its worker and where its rows end.
+
+    `desks_W3` are the living workers: the number, the groups, and the rows taken of the room for `worker_rows` of each.
+    Nobody gets a second group before everybody has one. See `posted`, which says what a worker gets.
+    """
+    n_living = desks_W3.shape[0]
+    rows, groups, n_rows, n_groups = np.empty(n_ready, np.int64), np.empty((n_most * n_living, 2), np.int64), 0, 0
+    for level in range(n_most):
+        for w in range(n_living):
+            worker, n_own, n_taken = desks_W3[w]
+            if n_rows == n_ready or n_own != level:
+                continue
+            n_alike = 0
+            for other in range(n_living):
+                n_alike += desks_W3[other, 1] == level
+            found = posted(
+                stage, host, makes_version, workers, first, n_foreign, worker, level, n_alike, n_living, n_most,
+                group_size, worker_rows - n_taken, is_waiting,
+            )  # fmt: skip
+            if found.size == 0:
+                continue
+            rows[n_rows : n_rows + found.size] = found
+            n_rows += found.size
+            desks_W3[w, 1] += 1
+            desks_W3[w, 2] += found.size
+            groups[n_groups] = worker, n_rows
+            n_groups += 1
+    return rows[:n_rows], groups[:n_groups]
+
+
+@machine_code
 def posted(
     stage: Any, host: Int64, makes_version: NDArray[np.bool_], workers: Int64, first: int, n_foreign: int,
     worker: int, n_groups: int, n_alike: int, n_living: int, n_most: int, group_size: int, room: int,

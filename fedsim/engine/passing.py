@@ -63,10 +63,11 @@ class SupplyWithLane(Supply):
             self._lane.pump(is_waiting=False)
 
     def _handle(self, message: Message) -> None:
-        if self._lane is not None and isinstance(message, Failed | Lost):
-            self._leave_lane()
-        if self._lane is not None and isinstance(message, Trained):
-            self._lane.trained(message)
-            self._rest.note_group(message.train_s)
-        else:
-            super()._handle(message)
+        if self._lane is not None:
+            if isinstance(message, Trained):
+                self._lane.trained(message)
+                self._rest.note_group(message.train_s)
+                return
+            if isinstance(message, Failed | Lost):
+                self._leave_lane()
+        super()._handle(message)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from fedsim.schedule.ahead import Planned
 from fedsim.tables import REPORT, TASK
 from fedsim.types import Float32, Float64, Int64, Outcome, Task, TaskReport
-from fedsim.whereabouts import address
 
 _COPIED = 2048  # consumed rows that are kept before all columns are copied without them
 
@@ -25,9 +24,10 @@ class Rows:
     """
 
     def __init__(self, n_scalars: int) -> None:
-        from fedsim.engine import compiled  # loads numba
+        from fedsim import addresses  # loads numba, as does the next
+        from fedsim.engine import compiled
 
-        self._compiled = compiled
+        self._compiled, self._address = compiled, addresses.start
         self.first = 0
         self.n_recorded = 0  # rows before that are in the record
         self._held: list[Any] = []  # arrays (G, P), or (P,) of a large update
@@ -97,8 +97,8 @@ class Rows:
     ) -> None:
         hold = self._hold(updates, index.size)
         are_theirs = self._compiled.put(
-            index, reports, address(updates), stride, hold, worker, arrived_s, self.number, self.stage, self.reports,
-            self.address, self.hold, self.place, self.worker, self.arrived_s,
+            index, reports, self._address(updates), stride, hold, worker, arrived_s, self.number, self.stage,
+            self.reports, self.address, self.hold, self.place, self.worker, self.arrived_s,
         )  # fmt: skip
         assert are_theirs
 

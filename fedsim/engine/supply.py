@@ -421,7 +421,8 @@ class Supply:
             *before, command = self._settling.told(worker, command)
             for first in before:  # more than one command holds
                 self._transport.send(worker, first, ())
-        command = command._replace(forget=self._shelves.forgotten(worker))
+        if forget := self._shelves.forgotten(worker):
+            command = command._replace(forget=forget)
         self._transport.send(worker, command, vectors, *(() if states_nS is None else (states_nS,)))
         self._rest.spoke()
 

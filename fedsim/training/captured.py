@@ -144,9 +144,9 @@ class CapturedMachine:
         """See `fedsim.training.group.Machine.read`."""
         self._machine.read(first, out)
 
-    def subtract(self, base: Flat, first: int, out: Flat) -> None:
+    def subtract(self, base: Flat, first: int, out: Flat) -> Float64 | None:
         """See `fedsim.training.group.Machine.subtract`."""
-        self._machine.subtract(base, first, out)
+        return self._machine.subtract(base, first, out)
 
 
 def build(

@@ -6,7 +6,7 @@ together. Shapes: `G` vectors of `P` numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import repeat
 from operator import is_
 from typing import Any
@@ -41,18 +41,14 @@ class Flat:
             return cls([tensor_GP[0].numpy()] * tensor_GP.shape[0])
         return cls(tensor_GP.numpy())
 
-    @classmethod
-    def named(cls, vectors: Mapping[int, Vector], names: Sequence[int]) -> Flat:
-        """The vectors of these names, of which all are there and some may be the same."""
-        if len(vectors) == 1:
-            return cls([vectors[names[0]]] * len(names))
-        from fedsim.addresses import start  # loads numba, which the loop does without
-
-        places = {name: start(vector) for name, vector in vectors.items()}
-        return cls([vectors[name] for name in names], np.array([places[name] for name in names], np.int64))
-
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @property
+    def n_values(self) -> int:
+        """Numbers of each: P."""
+        n: int = self.vectors[0].size
+        return n
 
     @property
     def dtype(self) -> np.dtype[Any]:

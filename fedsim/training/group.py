@@ -8,16 +8,16 @@ is not computed for it. Shapes: `G` slots, `g` slots at work, `P` parameters, `K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim import addresses
 from fedsim.config import RunConfig
-from fedsim.tables import REPORT, TASK_FIELDS, Records, ReportTable, TaskTable
+from fedsim.tables import TASK_FIELDS, Records, ReportTable, TaskTable
 from fedsim.training import Payload, objectives
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
@@ -27,7 +27,7 @@ from fedsim.training.groupbatches import Feed, GroupBatches
 from fedsim.training.noise import Keys
 from fedsim.training.objectives import TaskLoss
 from fedsim.training.reporting import AFTER, BEFORE, note, reported
-from fedsim.training.shards import Samples, ShardCache, vocabulary_of
+from fedsim.training.shards import Samples, ShardCache, Together, vocabulary_of
 from fedsim.training.weights import Weights, update_norms
 from fedsim.types import Float32, Float64, Int64, Rows, Task
 
@@ -70,8 +70,8 @@ class Machine(Protocol):
     def read(self, first: int, out: Flat) -> None:
         """Writes the weights of slots `first` and on to `out`."""
 
-    def subtract(self, base: Flat, first: int, out: Flat) -> None:
-        """Writes weights less base of slots `first` and on to `out`."""
+    def subtract(self, base: Flat, first: int, out: Flat) -> Float64 | None:
+        """Writes weights less base of slots `first` and on to `out`; the norms of that, if it has taken them."""
 
 
 class GroupTrainer:
@@ -122,56 +122,64 @@ class GroupTrainer:
         linear_GP: Float32 | None = None,
     ) -> ReportTable:
         """See `fedsim.training.Trainer.train`."""
-        table, reports = TaskTable.of(tasks), np.empty(len(tasks), REPORT)
-        with _one_thread():
+        table, parts = TaskTable.of(tasks), list[Records]()
+        n_threads = torch.get_num_threads()
+        if n_threads > 1:
+            torch.set_num_threads(1)
+        try:
             for start in range(0, len(table), self.group_size):
                 part = slice(start, start + self.group_size)
                 linear = None if linear_GP is None else linear_GP[part]
                 slots = _Slots(table[part], base_of, out[part], linear)
-                reports[part][slots.order] = self._train_group(slots, progress)
-        return ReportTable(reports, self._worker)
+                parts.append(slots.as_given(self._train_group(slots, progress)))
+        finally:
+            if n_threads > 1:
+                torch.set_num_threads(n_threads)
+        return ReportTable(parts[0] if len(parts) == 1 else np.concatenate(parts), self._worker)
 
     def _train_group(self, slots: _Slots, progress: Callable[[], None]) -> Records:
         """The reports of a group, in the order of its slots."""
         start_s = self._clock()
-        shards = self._shards_of(slots)
-        full = self._full
-        before = [self._full_loss(slots.vector(i), shard) for i, shard in enumerate(shards)] if full else []
+        data = self._data_of(slots)
+        before = [self._full_loss(slots.vector(i), shard) for i, shard in enumerate(data.shards)] if self._full else []
         try:
-            noted_4G = self._fit(slots, shards, progress)
+            noted_4G = self._fit(slots, data, progress)
         finally:
             self._machine.finish()
             self._feed.finish()
-        if full:
-            after = [self._full_loss(slots.trained(i, self._payload), shard) for i, shard in enumerate(shards)]
+        if before:
+            after = [self._full_loss(slots.trained(i, self._payload), shard) for i, shard in enumerate(data.shards)]
             noted_4G[BEFORE], noted_4G[AFTER] = before, after
-        train_s, has_losses = (self._clock() - start_s) / len(shards), self._has_losses
+        train_s, has_losses = (self._clock() - start_s) / len(slots), self._has_losses
         reports, is_finite = reported(slots.table_FG, noted_4G, slots.norms_G, train_s, has_losses=has_losses)
         if not is_finite:
             self._refuse(slots, noted_4G)
         return reports
 
-    def _shards_of(self, slots: _Slots) -> list[Samples]:
+    def _data_of(self, slots: _Slots) -> Together:
         clients = slots.column("client").tolist()
-        found = self._shards.find_all([("train", client) for client in clients])
-        shards = [shard or self._made(client) for shard, client in zip(found, clients, strict=True)]
-        for shard, client, n in zip(shards, clients, slots.column("n_samples").tolist(), strict=True):
-            assert shard.n_samples == n, f"client {client}: {shard.n_samples} != {n}"
-        return shards
+        data = self._shards.together("train", clients)
+        if data is None:
+            found = self._shards.find_all([("train", client) for client in clients])
+            data = Together.of([shard or self._made(client) for shard, client in zip(found, clients, strict=True)])
+        n_samples = slots.column("n_samples").tolist()
+        assert data.n_samples_G.tolist() == n_samples, f"clients {clients}: {data.n_samples_G}, not {n_samples}"
+        return data
 
     def _made(self, client: int) -> Samples:
         people = self._population
         return self._shards.get(("train", client), lambda: people.shard(client), lambda: people.laid(client))
 
-    def _fit(self, slots: _Slots, shards: Sequence[Samples], progress: Callable[[], None]) -> Float64:
+    def _fit(self, slots: _Slots, data: Together, progress: Callable[[], None]) -> Float64:
         """What is noted of the losses (see `fedsim.training.reporting.note`) while all steps are taken."""
         machine, feed = self._machine, self._feed
         keys = Keys(self._config.seed, slots.column("client"), slots.column("task"), slots.n_steps)
         machine.start(slots.base, slots.rates_G, keys, slots.linear_GP)
-        n_slots, step = len(shards), 0
+        n_slots, step = len(slots), 0
         rates_G = slots.rates_G if machine.carries_rate else np.ones(n_slots)
-        feed.start(slots.table_FG, shards, rates_G)
-        noted_4G = np.full((4, n_slots), math.nan)
+        feed.start(slots.table_FG, data, rates_G)
+        noted_4G = np.empty((4, n_slots))
+        noted_4G.fill(math.nan)  # in a quarter of the time that `full` takes
         while n_slots:
             n_block = min(machine.batches.n_steps, slots.n_steps[0] - step)
             n_begun = n_slots
@@ -233,7 +241,7 @@ class _Slots:
     ) -> None:
         rows = np.ascontiguousarray(tasks.rows)
         self.table_FG = np.ascontiguousarray(rows.view(np.int64).reshape(-1, len(TASK_FIELDS)).T)
-        self._out = Flat(out)
+        self._out = wanted(out)
         self.order: Int64 | slice = slice(None)
         self.n_steps: list[int] = self.column("n_steps").tolist()
         if self.n_steps != sorted(self.n_steps, reverse=True):
@@ -245,9 +253,20 @@ class _Slots:
         self.tasks = TaskTable(rows)
         self.rates_G: Float64 = self.column("learning_rate").view(np.float64)
         versions = self.column("base_version").tolist()
-        self.base = Flat.named({version: base_of(version) for version in set(versions)}, versions)
-        self.norms_G = np.full(len(versions), math.nan)  # of what training changed, once it is written
+        self.base = named({version: base_of(version) for version in set(versions)}, versions)
+        self.norms_G = np.empty(len(versions))  # of what training changed, once it is written
         self.linear_GP = None if linear_GP is None else torch.from_numpy(linear_GP[self.order])
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def as_given(self, records_G: Records) -> Records:
+        """Records of the slots in the order in which the tasks were given."""
+        if isinstance(self.order, slice):
+            return records_G
+        given_G = np.empty_like(records_G)
+        given_G[self.order] = records_G
+        return given_G
 
     def column(self, name: str) -> Int64:
         """A field of the tasks, (G,), in eight bytes each."""
@@ -266,11 +285,14 @@ class _Slots:
         n = 1 if is_large else stop - first
         for start in range(first, stop, n):
             base, out = self.base.part(start, start + n), self._out.part(start, start + n)
+            norms_n = None
             if payload == "delta":
-                machine.subtract(base, start, out)
+                norms_n = machine.subtract(base, start, out)
             else:
                 machine.read(start, out)
-            self.norms_G[start : start + n] = update_norms(out, None if payload == "delta" else base)
+            if norms_n is None:
+                norms_n = update_norms(out, None if payload == "delta" else base)
+            self.norms_G[start : start + n] = norms_n
 
     def trained(self, slot: int, payload: Payload) -> Float32:
         """The trained weights of a slot's task, (P,)."""
@@ -279,14 +301,14 @@ class _Slots:
         return vector_P
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    if n_threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
+def named(vectors: Mapping[int, Float32], names: Sequence[int]) -> Flat:
+    """The vectors of these names, of which all are there and some may be the same."""
+    places = {name: addresses.start(vector) for name, vector in vectors.items()}
+    return Flat([vectors[name] for name in names], np.array([places[name] for name in names], np.int64))
+
+
+def wanted(rows: Rows) -> Flat:
+    """Rows (G, P), or vectors wherever they are, that something is to be written to."""
+    if isinstance(rows, np.ndarray):
+        return Flat(rows, addresses.starts(rows))
+    return Flat(rows, np.array([addresses.start(vector) for vector in rows], np.int64))

@@ -7,7 +7,6 @@ Shapes: `G` slots, `g` slots at work, `K` steps of a block, `B` batch, `F` numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from fedsim.config import TrainingConfig
 from fedsim.training import copying
 from fedsim.training.grouporders import GroupOrders
-from fedsim.training.shards import Samples, places_of
+from fedsim.training.shards import Samples, Together
 from fedsim.types import Float64, Int64
 
 _BLOCK_BYTES = 1 << 20  # of samples, about what a core's own cache holds
@@ -160,24 +159,25 @@ class Feed:
     def __init__(self, batches: GroupBatches, training: TrainingConfig, seed: int) -> None:
         self._batches = batches
         self._orders = GroupOrders(training, seed)
-        self._shards: Sequence[Samples] = ()
+        self._others: list[tuple[int, Samples]] = []  # shards that compiled code does not read, with their slots
 
-    def start(self, table_FG: Int64, shards: Sequence[Samples], rates_G: Float64) -> None:
-        """Takes the tasks of a group."""
-        self._table_FG, self._shards, self._rates_G = table_FG, shards, rates_G
+    def start(self, table_FG: Int64, data: Together, rates_G: Float64) -> None:
+        """Takes the tasks of a group, and their shards."""
+        self._table_FG, self._rates_G = table_FG, rates_G
         self._orders.start(table_FG)
-        self._places_2G = places_of(shards) if self._batches.is_on_host else np.zeros((2, len(shards)), np.int64)
-        self._others = np.flatnonzero(self._places_2G[0] == 0).tolist()  # slots of shards that lie otherwise
+        self._places_2G = data.places_2G if self._batches.is_on_host else np.zeros_like(data.places_2G)
+        if not self._places_2G[0].all():
+            self._others = [(slot, data.shards[slot]) for slot in np.flatnonzero(self._places_2G[0] == 0).tolist()]
 
     def finish(self) -> None:
         """All steps are taken, or left: shards that nobody else keeps go before those of the next group are made."""
-        self._shards = ()
+        self._others = []
         self._orders.finish()
 
     def fill(self, first: int, n_block: int, n_slots: int) -> None:
         """Fills the block with steps `first` to `first + n_block` of the first slots; some may have fewer left."""
         self._orders.reach(first, n_block, n_slots)
         self._batches.fill(self._table_FG, self._orders, self._places_2G, self._rates_G, first, n_block, n_slots)
-        for slot in self._others:
+        for slot, shard in self._others:
             if slot < n_slots:
-                self._batches.take(self._shards[slot], slot)
+                self._batches.take(shard, slot)

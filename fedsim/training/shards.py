@@ -6,9 +6,10 @@ gives the same numbers.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import heapq
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,9 @@ from fedsim.population.laid import Laid
 from fedsim.training.objectives import TaskLoss
 from fedsim.types import Float32, Int64, Shard
 
+_NO_SLOT = -1
+_USED = 3  # the column of the last use
+_LEAST_SLOTS = 64
 _CHECKED_ROWS = 4096  # tokens of data that are mapped are looked at so many samples at a time
 
 
@@ -101,6 +105,27 @@ class LaidShard:
         _take(self.y.numpy(), rows_B, y_B)
 
 
+class Together:
+    """The shards of a group, in columns (G,): where the numbers of inputs and of targets begin (`Samples.places`), and
+    how many samples there are. Those that are kept are named one by one only when somebody asks for them."""
+
+    def __init__(self, named: Callable[[], Sequence[Samples | None]], columns_3G: Int64) -> None:
+        self._named = named
+        self.places_2G: Int64 = columns_3G[:2]
+        self.n_samples_G: Int64 = columns_3G[2]
+
+    @classmethod
+    def of(cls, shards: Sequence[Samples]) -> Together:
+        """These, kept or not."""
+        columns = [(*np.frombuffer(shard.places, np.int64), shard.n_samples) for shard in shards]
+        return cls(lambda: shards, np.array(columns, np.int64).T.copy())
+
+    @cached_property
+    def shards(self) -> Sequence[Samples]:
+        """All of them."""
+        return [shard for shard in self._named() if shard is not None]
+
+
 class ShardCache:
     """Shards on a device, least recently used first; those kept never hold more than `bound_bytes`.
 
@@ -121,7 +146,12 @@ class ShardCache:
         self._bound_bytes = bound_bytes
         self._device = device
         self._loss = loss
-        self._kept: OrderedDict[Hashable, DeviceShard | LaidShard] = OrderedDict()
+        self._slots: dict[Hashable, int] = {}
+        self._kept: list[DeviceShard | LaidShard | None] = []  # by slot
+        self._free: list[int] = []
+        self._columns_4S: Int64 = np.empty((4, 0), np.int64)  # see `Together`; and when each was used last
+        self._queue: list[tuple[int, int, Hashable]] = []  # a heap: when each was used, or earlier
+        self._n_uses = 0
         self._n_bytes = 0
 
     @property
@@ -131,12 +161,25 @@ class ShardCache:
 
     def find_all(self, keys: Sequence[Hashable]) -> list[DeviceShard | LaidShard | None]:
         """The shards of `keys` that are kept, None for the others; they are then the last that were used, in order."""
-        found = list(map(self._kept.get, keys))
-        move = self._kept.move_to_end
-        for key, shard in zip(keys, found, strict=True):
-            if shard is not None:
-                move(key)
-        return found
+        slots = [self._slots.get(key, _NO_SLOT) for key in keys]
+        self._used(np.array([slot for slot in slots if slot != _NO_SLOT], np.int64))
+        return [None if slot == _NO_SLOT else self._kept[slot] for slot in slots]
+
+    def together(self, kind: str, clients: Sequence[int]) -> Together | None:
+        """The shards of keys (kind, client), if all are kept; they are then the last that were used, in order."""
+        slots = list(map(self._slots.get, zip(repeat(kind), clients)))
+        if None in slots:
+            return None
+        slots_G = np.array(slots, np.int64)
+        self._used(slots_G)
+        columns_3G = self._columns_4S[:_USED].take(slots_G, 1)
+        return Together(lambda: [self._kept[slot] for slot in slots_G.tolist()], columns_3G)
+
+    def _used(self, slots_G: Int64) -> None:
+        """These were used one after the other."""
+        used_S = self._columns_4S[_USED]
+        used_S[slots_G] = np.arange(self._n_uses, self._n_uses + slots_G.size)
+        self._n_uses += slots_G.size
 
     def get(
         self, key: Hashable, make: Callable[[], Shard], lay: Callable[[], Laid | None] = lambda: None
@@ -172,9 +215,34 @@ class ShardCache:
 
     def _keep(self, key: Hashable, shard: DeviceShard | LaidShard) -> None:
         while self._n_bytes + shard.n_bytes > self._bound_bytes:
-            self._n_bytes -= self._kept.popitem(last=False)[1].n_bytes
-        self._kept[key] = shard
+            self._let_go_of_one()
+        if not self._free:
+            n_slots = len(self._kept)
+            n_more = max(_LEAST_SLOTS, n_slots)
+            self._free = list(range(n_slots, n_slots + n_more))
+            self._kept += [None] * n_more
+            self._columns_4S = np.pad(self._columns_4S, ((0, 0), (0, n_more)))
+        slot = self._free.pop()
+        self._slots[key], self._kept[slot] = slot, shard
+        self._columns_4S[:, slot] = *np.frombuffer(shard.places, np.int64), shard.n_samples, self._n_uses
+        heapq.heappush(self._queue, (self._n_uses, slot, key))
+        self._n_uses += 1
         self._n_bytes += shard.n_bytes
+
+    def _let_go_of_one(self) -> None:
+        """The one whose last use is longest ago."""
+        while True:
+            used, slot, key = heapq.heappop(self._queue)
+            last_used = int(self._columns_4S[_USED, slot])
+            if used == last_used:
+                break
+            heapq.heappush(self._queue, (last_used, slot, key))
+        shard = self._kept[slot]
+        assert shard is not None
+        self._n_bytes -= shard.n_bytes
+        self._kept[slot] = None
+        self._free.append(slot)
+        del self._slots[key]
 
     def _on_device(self, shard: Shard) -> DeviceShard:
         x = np.ascontiguousarray(shard.x, dtype=np.float32)
@@ -182,12 +250,6 @@ class ShardCache:
         y, like = self._loss.targets(shard.y), self._loss.padding  # of one form: compiled code reads them as numbers
         assert (y.dtype, y.shape[1:]) == (like.dtype, like.shape)
         return DeviceShard(torch.from_numpy(x).to(self._device), y.to(self._device))
-
-
-def places_of(shards: Sequence[Samples]) -> Int64:
-    """`Samples.places` of each shard: addresses (2, G) of inputs and of targets, zeros where they lie otherwise."""
-    places_G2 = np.frombuffer(b"".join([shard.places for shard in shards]), np.int64).reshape(-1, 2)
-    return places_G2.T.copy()  # never read-only, as bytes are: compiled code would be made for that, too
 
 
 def vocabulary_of(module: torch.nn.Module) -> int | None:

@@ -125,6 +125,6 @@ class SlabMachine:
         """See `fedsim.training.group.Machine.read`."""
         self.weights.read(first, out)
 
-    def subtract(self, base: Flat, first: int, out: Flat) -> None:
+    def subtract(self, base: Flat, first: int, out: Flat) -> Float64 | None:
         """See `fedsim.training.group.Machine.subtract`."""
-        self.weights.subtract(base, first, out)
+        return self.weights.subtract(base, first, out)

@@ -107,5 +107,5 @@ def update_norms(rows: Flat, base: Flat | None) -> Float64:
 
     one: Any = rows.dtype.type(1)
     base_G, norms_G = np.empty(0, np.int64) if base is None else base.addresses_G, np.empty(len(rows))
-    moving.norms(one, rows.addresses_G, base_G, rows.vectors[0].size, norms_G)
+    moving.norms(one, rows.addresses_G, base_G, rows.n_values, norms_G)
     return norms_G

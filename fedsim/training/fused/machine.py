@@ -118,11 +118,12 @@ class FusedMachine(SlabMachine):
         if self._ahead is not None:
             self._ahead.read(first, out)
 
-    def subtract(self, base: Flat, first: int, out: Flat) -> None:
+    def subtract(self, base: Flat, first: int, out: Flat) -> Float64 | None:
         """See `fedsim.training.group.Machine.subtract`."""
-        super().subtract(base, first, out)
+        norms_G = super().subtract(base, first, out)
         if self._ahead is not None:
             self._ahead.subtract(first, out)
+        return norms_G
 
     def step(self, k: int, n_slots: int, n_most: int = 1) -> int:
         """See `fedsim.training.group.Machine.step`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from fedsim.layout import Layout
 from fedsim.training.flat import Flat
 from fedsim.training.fused import moving
+from fedsim.types import Float64
 
 ROW = 16  # floats of a 64-byte block
 BLOCK = 64  # floats that the widest elementwise kernel takes at once
@@ -96,7 +98,7 @@ class Slab:
         self._one, self._n_bytes = (np.float32(1) if dtype is torch.float32 else np.float64(1)), dtype.itemsize
         self._is_compiled = device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
-    @property
+    @cached_property
     def n_values(self) -> int:
         """Values of a client without padding: P."""
         return sum(place.n_rows * place.n_columns for place in self.places.by_name.values())
@@ -157,13 +159,17 @@ class Slab:
         for name, place in self.places.by_name.items():
             self.rows(name, vectors_GP.shape[0]).copy_(_part(vectors_GP, place))
 
-    def subtract(self, base: Flat, first: int, out: Flat) -> None:
-        """Writes slots `first` and on, less their base, to the parameters' places in `out`."""
+    def subtract(self, base: Flat, first: int, out: Flat) -> Float64 | None:
+        """Writes slots `first` and on, less their base, to the parameters' places in `out`; the norms of these vectors,
+        if that is all of them and compiled code does it."""
         if self._takes(base) and self._takes(out):
-            moving.subtract(self._one, self._table, first, base.addresses_G, out.addresses_G, self._n_bytes)
-            return
+            is_all = self.n_values == out.n_values
+            norms_G, places = np.empty(len(out) if is_all else 0), (base.addresses_G, out.addresses_G)
+            moving.subtract(self._one, self._table, first, *places, self._n_bytes, out.n_values, norms_G)
+            return norms_G if is_all else None
         base_GP = on_device(base.tensor(), self._device)
         self._write(out, lambda name, place: self._from(name, first, out) - _part(base_GP, place))
+        return None
 
     def read(self, first: int, out: Flat) -> None:
         """Writes slots `first` and on to the parameters' places in `out`."""

@@ -43,17 +43,22 @@ def read(one: Any, table_T: Any, first: int, out_G: Any, n_bytes: int) -> None:
 
 
 @compiled
-def subtract(one: Any, table_T: Any, first: int, base_G: Any, out_G: Any, n_bytes: int) -> None:
-    """Flat vectors become what slots from `first` on hold, less the base of each."""
-    for i in range(table_T.shape[0]):
-        source, n_rows, n, stride, slot, at = table_T[i]
-        for s in range(out_G.size):
+def subtract(
+    one: Any, table_T: Any, first: int, base_G: Any, out_G: Any, n_bytes: int, n_values: int, norms_G: Any
+) -> None:
+    """Flat vectors of `n_values` numbers become what slots from `first` on hold, less the base of each; and their norms
+    if there is room for those, as `norms` has them: each is read again while it is in the core's cache."""
+    for s in range(out_G.size):
+        for i in range(table_T.shape[0]):
+            source, n_rows, n, stride, slot, at = table_T[i]
             for row in range(n_rows):
                 values = array(pointer(one, at + n_bytes * ((first + s) * slot + row * stride)), (n,))
                 less = array(pointer(one, base_G[s] + n_bytes * (source + row * n)), (n,))
                 target = array(pointer(one, out_G[s] + n_bytes * (source + row * n)), (n,))
                 for j in range(n):
                     target[j] = values[j] - less[j]
+        if norms_G.size:
+            norms_G[s] = math.sqrt(_squares(array(pointer(one, out_G[s]), (n_values,))))
 
 
 @compiled

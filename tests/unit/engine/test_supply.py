@@ -172,7 +172,7 @@ def test_a_version_travels_once_and_is_forgotten_when_nobody_needs_it() -> None:
     case.publish(1)
     case.submit(5.0, base=1, first=4)
     case.supply.pump()
-    assert case.post.sent[-1][1].coming == [1] and case.post.sent[-1][1].forget == [], "task 3 needs version 0"
+    assert case.post.sent[-1][1].coming == [1] and case.post.sent[-1][1].forget == (), "task 3 needs version 0"
     case.train_all()
     case.supply.take(3)
     case.submit(6.0, base=1, first=5)

@@ -13,7 +13,7 @@ from fedsim import models, training
 from fedsim.errors import ClientError
 from fedsim.layout import Layout
 from fedsim.tables import SENT, ReportTable, TaskTable
-from fedsim.training.flat import Flat
+from fedsim.training.group import named, wanted
 from fedsim.types import Float32, Shard, Task
 from fedsim.whereabouts import address
 
@@ -78,8 +78,8 @@ def test_the_first_that_fails_as_they_were_given_is_named(
     for client in (0, 1):
         shards[client].x[:] *= 1e30
     bench = Bench(path, make, shards)
-    for order, named in (((2, 0, 1), 0), ((2, 1, 0), 1)):
-        with pytest.raises(ClientError, match=rf"client {named}, task {20 + named}, version {named}, step \d of "):
+    for order, at in (((2, 0, 1), 0), ((2, 1, 0), 1)):
+        with pytest.raises(ClientError, match=rf"client {at}, task {20 + at}, version {at}, step \d of "):
             bench.train([bench.tasks[i] for i in order])
 
 
@@ -95,7 +95,7 @@ def test_a_client_twice_in_a_group_trains_twice(make: dict[str, Make], shards: l
 @pytest.mark.parametrize("names", [[7, 7, 7], [7, 3, 7, 5]])
 def test_vectors_by_name(names: list[int]) -> None:
     vectors = {name: np.full(4, name, np.float32) for name in set(names)}
-    flat = Flat.named(vectors, names)
+    flat = named(vectors, names)
     assert flat.is_one == (len(vectors) == 1) and len(flat) == len(names)
     assert flat.addresses_G.tolist() == [address(vectors[name]) for name in names]
     assert flat.tensor()[:, 0].tolist() == names
@@ -103,3 +103,9 @@ def test_vectors_by_name(names: list[int]) -> None:
     turned = flat.ordered(order_G)
     assert turned.tensor()[:, 0].tolist() == names[::-1]
     assert turned.addresses_G.tolist() == flat.addresses_G[order_G].tolist()
+
+
+def test_rows_that_are_written_to_lie_together_or_not() -> None:
+    rows_GP = np.zeros((5, 7), np.float32)
+    for rows in (rows_GP, rows_GP[1:4], [rows_GP[3], rows_GP[0]]):
+        assert wanted(rows).addresses_G.tolist() == [address(row) for row in rows]

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsim.errors import DataError
 from fedsim.population.laid import Laid
 from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy
-from fedsim.training.shards import DeviceShard, LaidShard, ShardCache, places_of, vocabulary_of
+from fedsim.training.shards import DeviceShard, LaidShard, ShardCache, Together, vocabulary_of
 from fedsim.types import Shard
 
 CPU = torch.device("cpu")
 BYTES = 4 * 3 * 4 + 4 * 8  # four samples of three float32 values, and their int64 labels
 
 
+def _shard(value: int) -> Shard:
+    return Shard(np.full((4, 3), value, np.float32), np.arange(4))
+
+
 def _get(cache: ShardCache, client: int, made: list[int]) -> torch.Tensor:
     def make() -> Shard:
         made.append(client)
-        return Shard(np.full((4, 3), client, np.float32), np.arange(4))
+        return _shard(client)
 
     return cache.get(client, make).x
 
@@ -102,6 +109,34 @@ def test_places_of_shards_wherever_they_lie() -> None:
     laid = LaidShard(Laid(np.ones((4, 3), np.float32), np.arange(4), np.arange(4)), CrossEntropy())
     first, second = cache.find_all([0, 1])
     assert isinstance(first, DeviceShard) and isinstance(second, DeviceShard)
-    x_G, y_G = places_of([second, laid, first])
+    data = Together.of([second, laid, first])
+    x_G, y_G = data.places_2G
     assert x_G.tolist() == [second.x.data_ptr(), 0, first.x.data_ptr()] and x_G.flags.c_contiguous
     assert y_G.tolist() == [second.y.data_ptr(), 0, first.y.data_ptr()] and y_G.flags.c_contiguous
+    assert data.n_samples_G.tolist() == [4, 4, 4] and data.shards == [second, laid, first]
+
+
+def test_shards_found_together_are_those_that_are_kept() -> None:
+    cache, make = ShardCache(3 * BYTES, CPU, CrossEntropy()), partial(_shard, 0)
+    kept = [cache.get(("train", client), make) for client in (0, 1, 2)]
+    assert cache.together("train", [1, 3]) is None and cache.together("test", [1]) is None
+    data = cache.together("train", [2, 0, 2])
+    assert data is not None and list(data.shards) == [kept[2], kept[0], kept[2]]
+    whole = Together.of([kept[2], kept[0], kept[2]])
+    assert np.array_equal(data.places_2G, whole.places_2G) and np.array_equal(data.n_samples_G, whole.n_samples_G)
+    cache.get(("train", 3), make)  # in place of 1
+    assert cache.together("train", [1]) is None and cache.together("train", [0, 2, 3]) is not None
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), max_size=60))
+def test_those_used_longest_ago_go_first(groups: list[list[int]]) -> None:
+    cache, make = ShardCache(6 * BYTES, CPU, CrossEntropy()), partial(_shard, 0)
+    order = list[int]()  # those kept, by their last use
+    for group in groups:
+        is_kept = all(client in order for client in group)
+        assert (cache.together("train", group) is not None) == is_kept
+        for client in group:
+            if not is_kept:
+                cache.get(("train", client), make)
+            order = [*(other for other in order if other != client), client][-6:]
+        assert all(shard is not None for shard in cache.find_all([("train", client) for client in order]))

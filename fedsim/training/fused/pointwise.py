@@ -50,11 +50,12 @@ class Relu:
         x, y = self._x, self._y
         if not (self._is_compiled and x.is_flat and y.is_flat):
             return None
-        n, backward = x.flat.numel(), list[tape.Row]()
+        sizes, backward = (x.full.shape[0], x.full.stride(0)), list[tape.Row]()
+        assert y.full.stride(0) == x.full.stride(0)
         if x.needs_grad:
             gradients = y.flat_grad.data_ptr(), y.flat.data_ptr(), x.flat_grad.data_ptr()
-            backward.append((tape.RELU_BACK, n, *gradients))
-        return [(tape.RELU, n, x.flat.data_ptr(), y.flat.data_ptr())], backward
+            backward.append((tape.RELU_BACK, *sizes, *gradients))
+        return [(tape.RELU, *sizes, x.flat.data_ptr(), y.flat.data_ptr())], backward
 
 
 class Sum:

@@ -1,8 +1,10 @@
 """Operations of a step one after the other in one call, compiled: a call from Python costs as much as a small product.
 
 A `Tape` holds what layers would do that have compiled operations, as rows of numbers: which one it is, then its
-arguments, sizes first and then addresses and strides in numbers. Of samples, targets, scales and pieces the rows do not
-know where they are; that is in the step's `Batch`, and an address of zero stands for the samples'.
+arguments, sizes first, the slots in front, and then addresses and strides in numbers. Of samples, targets, scales and
+pieces the rows do not know where they are; that is in the step's `Batch`, and an address of zero stands for the
+samples'. A few slots go through all steps of a call before the next ones do, so that their weights stay in the core's
+cache meanwhile: slots know nothing of each other.
 
 The kernels of `products` and `entropy` become part of the code that is kept here: whoever changes one has to touch this
 file, too.
@@ -24,7 +26,8 @@ from fedsim.training.groupbatches import Batch
 Row = tuple[int, ...]
 FORWARD, BACKWARD, BIAS, RELU, RELU_BACK, ENTROPY = range(6)
 _WIDTH = 18  # of the longest row
-_N_SIZES = {FORWARD: 4, BACKWARD: 4, BIAS: 3, RELU: 1, RELU_BACK: 1, ENTROPY: 3}
+_N_SIZES = {FORWARD: 4, BACKWARD: 4, BIAS: 3, RELU: 2, RELU_BACK: 2, ENTROPY: 3}
+_SLOTS_BYTES = 2**18  # of what slots that go through all steps together read and write: a core's own cache has more
 _MOST_OPERATIONS = 16_000_000  # of the steps of a call, half a millisecond or so: messages wait meanwhile
 
 
@@ -39,10 +42,18 @@ class Tape:
         self._n_bytes = ctx.arena.dtype.itemsize
         n_operations = sum(math.prod(row[1 : 1 + _N_SIZES[row[0]]]) for row in rows)
         self.n_together = max(_MOST_OPERATIONS // n_operations, 1)
+        n_bytes = self._n_bytes * max(_n_values(rows, FORWARD), _n_values(rows, BACKWARD), 1)
+        self._n_slots = ctx.n_slots, max(_SLOTS_BYTES // n_bytes, 1)  # all, and those that go through together
 
     def __call__(self, batch: Batch, n_steps: int = 1) -> None:
         """Does them all, on the samples of a step, then on those of the next ones of the block."""
-        _run(*self._numbers, self._n_bytes, self._rows, batch.places, n_steps)
+        _run(*self._numbers, self._n_bytes, self._rows, batch.places, n_steps, *self._n_slots)
+
+
+def _n_values(rows: Sequence[Row], kind: int) -> int:
+    """Weights, inputs and outputs of a slot's products of one kind, which all other operations share."""
+    sizes = [row[2:5] for row in rows if row[0] == kind]
+    return sum(n_in * n_out + n_rows * (n_in + n_out) for n_rows, n_in, n_out in sizes)
 
 
 def recorded(
@@ -81,39 +92,49 @@ _relu, _relu_back = inner(_rectify), inner(_rectify_back)
 
 
 @compiled
-def _run(one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, places: Any, n_steps: int) -> None:
+def _run(
+    one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, places: Any, n_steps: int, n_slots: int, n_at_once: int
+) -> None:
     samples, x_slot, x_step, targets, targets_slot, targets_step = places[:6]
     scale, scale_slot, scale_step, pieces, pieces_slot, pieces_step = places[6:]
-    for _ in range(n_steps):
-        _step(one, beta, alpha, n_bytes, rows, samples, x_slot, targets, targets_slot, scale, scale_slot, pieces,
-              pieces_slot)  # fmt: skip
-        samples += n_bytes * x_step
-        targets += 8 * targets_step
-        scale += n_bytes * scale_step
-        pieces += n_bytes * pieces_step
+    for first in range(0, n_slots, n_at_once):
+        for k in range(n_steps):
+            _step(
+                one, beta, alpha, n_bytes, rows, first, min(n_at_once, n_slots - first),
+                samples + n_bytes * (k * x_step + first * x_slot), x_slot,
+                targets + 8 * (k * targets_step + first * targets_slot), targets_slot,
+                scale + n_bytes * (k * scale_step + first * scale_slot), scale_slot,
+                pieces + n_bytes * (k * pieces_step + first * pieces_slot), pieces_slot,
+            )  # fmt: skip
 
 
 @compiled
 def _step(
-    one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, samples: int, x_slot: int, targets: int,
-    targets_slot: int, scale: int, scale_slot: int, pieces: int, pieces_slot: int,
+    one: Any, beta: Any, alpha: Any, n_bytes: int, rows: Any, first: int, n: int, samples: int, x_slot: int,
+    targets: int, targets_slot: int, scale: int, scale_slot: int, pieces: int, pieces_slot: int,
 ) -> None:  # fmt: skip
+    """A step of `n` slots from `first` on, whose samples, targets, scales and pieces are given."""
+    skipped = n_bytes * first  # times a slot's stride
     for i in range(rows.shape[0]):
-        kind, a, b, c, d, e, f, g, h, j, k, m, n, o, p, q, r, s = rows[i]
+        kind, _, b, c, d, e, f, g, h, j, k, m, o, p, q, r, s, t = rows[i]
         if kind == FORWARD:
-            x, slot = (samples, x_slot) if e == 0 else (e, f)
-            products.forward(one, a, b, c, d, x, slot, g, h, j, k, m, n, o, p, n_bytes)
+            x, slot = (samples, x_slot) if e == 0 else (e + skipped * f, f)
+            w, bias, y = h + skipped * j, k + skipped * m, o + skipped * p
+            products.forward(one, n, b, c, d, x, slot, g, w, j, bias, m, y, p, q, n_bytes)
         elif kind == BACKWARD:
-            x, slot = (samples, x_slot) if m == 0 else (m, n)
-            products.backward(one, a, b, c, d, e != 0, f, g, h, j, k, x, slot, o, p, q, r, s, s, beta, alpha,
+            x, slot = (samples, x_slot) if m == 0 else (m + skipped * o, o)
+            dy, w, dx, to = f + skipped * g, j + skipped * k, q + skipped * r, t + skipped * k
+            products.backward(one, n, b, c, d, e != 0, dy, g, h, w, k, x, slot, p, dx, r, s, to, to, beta, alpha,
                               n_bytes)  # fmt: skip
         elif kind == BIAS:
-            products.add_sums(one, a, b, c, d, e, f, g, g, h, beta, alpha, n_bytes)
+            dy, to = d + skipped * e, g + skipped * h
+            products.add_sums(one, n, b, c, dy, e, f, to, to, h, beta, alpha, n_bytes)
         elif kind == RELU:
-            _relu(one, (a, b, c))
+            _relu(one, (n * b, c + skipped * b, d + skipped * b))
         elif kind == RELU_BACK:
-            _relu_back(one, (a, b, c, d))
+            _relu_back(one, (n * b, c + skipped * b, d + skipped * b, e + skipped * b))
         else:
+            y, dy = d + skipped * f, e + skipped * f
             entropy.step(
-                one, a, b, c, d, e, f, g, targets, targets_slot, scale, scale_slot, pieces, pieces_slot, n_bytes
+                one, n, b, c, y, dy, f, g, targets, targets_slot, scale, scale_slot, pieces, pieces_slot, n_bytes
             )  # fmt: skip

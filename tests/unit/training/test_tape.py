@@ -82,11 +82,42 @@ def test_steps_taken_together_are_those_taken_one_by_one(
 
 def test_steps_of_much_work_are_taken_one_by_one(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     module, loss, _ = MODULES["whole"]
-    n_operations = SLOTS * BATCH * (2 * (16 * 9 + 16 * 4) + 9 + 4) + 2 * 256  # rows have 16 numbers, ReLU whole blocks
+    n_operations = SLOTS * BATCH * (2 * (16 * 9 + 16 * 4) + 9 + 4 + 2 * 16)  # rows have 16 numbers
     for n_fitting in (0, 1, 2):
         monkeypatch.setattr(tape, "_MOST_OPERATIONS", n_fitting * n_operations)
         machine = _machine(make_config(training={"batch_size": BATCH, "path": "fused"}).training, module, loss)
         assert machine.step(0, SLOTS, 8) == max(n_fitting, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", MODULES)
+def test_slots_go_through_a_few_at_a_time(make_config: Make, name: str, dtype: torch.dtype) -> None:
+    module, loss, _ = MODULES[name]
+    found = set[tuple[bytes, bytes]]()
+    for n_at_once in (SLOTS, 2, 1):
+        machine = _machine(make_config(training={"batch_size": BATCH, "path": "fused"}).training, module, loss, dtype)
+        k = 0
+        for n_slots, stop in ((SLOTS, 4), (SLOTS - 1, 6)):  # one is through before the others
+            for part in machine._program(n_slots)._work:
+                if isinstance(part, Tape):
+                    part._n_slots = n_slots, n_at_once
+            while k < stop:
+                k += machine.step(k, n_slots, stop - k)
+        out_GP = torch.empty((SLOTS, machine.weights.n_values), dtype=dtype)
+        machine.read(0, Flat.of(out_GP))
+        found.add((out_GP.numpy().tobytes(), machine.batches.pieces_GKB[:, :6].numpy().tobytes()))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(("n_fitting", "n_at_once"), [(0.5, 1), (1.0, 1), (2.9, 2), (9.0, 9)])
+def test_as_many_slots_go_through_together_as_fit_a_cache(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, n_fitting: float, n_at_once: int
+) -> None:
+    n_values = 16 * 9 + BATCH * (16 + 9) + 16 * 4 + BATCH * (16 + 4)  # of both layers: weights, inputs, outputs
+    monkeypatch.setattr(tape, "_SLOTS_BYTES", int(n_fitting * 4 * n_values))
+    machine = _machine(make_config(training={"batch_size": BATCH, "path": "fused"}).training, *MODULES["whole"][:2])
+    whole = machine._program(SLOTS).whole
+    assert whole is not None and whole._n_slots == (SLOTS, n_at_once)
 
 
 def _machine(

@@ -10,6 +10,35 @@ import numpy as np
 from fedsim.types import Float64, Int64
 
 
+class Tabled:
+    """What a function gives for the numbers of a column (R,), (R,), where that is the same each time.
+
+    It is asked once for each number. For long columns of numbers from 0 on, such as those of clients.
+
+    >>> double = Tabled(lambda n: 2 * n)
+    >>> double(np.array([2, 3, 2]))
+    array([4, 6, 4])
+    """
+
+    def __init__(self, function: Callable[[int], int]) -> None:
+        self._function = function
+        self._known: Int64 = np.empty(0, np.int64)
+        self._is_known = np.empty(0, np.bool_)
+
+    def __call__(self, values: Int64) -> Int64:
+        n_more = int(values.max(initial=-1)) + 1 - self._known.size
+        if n_more > 0:
+            n_more = max(n_more, self._known.size)
+            self._known = np.pad(self._known, (0, n_more))
+            self._is_known = np.pad(self._is_known, (0, n_more))
+        are_known = self._is_known.take(values)
+        if not are_known.all():
+            for value in set(values[~are_known].tolist()):
+                self._known[value] = self._function(value)
+                self._is_known[value] = True
+        return self._known.take(values)
+
+
 class Remembered:
     """What a function gives for the numbers of a column (R,), (R,), where that is the same each time.
 

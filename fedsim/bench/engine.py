@@ -41,10 +41,10 @@ CASES = {
     "cnn-buffered": Case("cnn", _FEDBUFF, 0.07, share=90.0),
     "mlp-buffered": Case("mlp", _FEDBUFF, 0.5, share=65.0),
     "tiny-sync": Case(
-        "tiny", {"schedule": {"policy": "sync", "cohort": CONCURRENCY}, "aggregation": {"rule": "fedavg"}}, 1.0, 50.0
+        "tiny", {"schedule": {"policy": "sync", "cohort": CONCURRENCY}, "aggregation": {"rule": "fedavg"}}, 4.0, 50.0
     ),
-    "tiny-buffered": Case("tiny", _FEDBUFF, 1.0, 40.0),
-    "tiny-fedasync": Case("tiny", {"schedule": _IN_FLIGHT}, 1.0, rate=10_000.0),
+    "tiny-buffered": Case("tiny", _FEDBUFF, 4.0, 40.0),
+    "tiny-fedasync": Case("tiny", {"schedule": _IN_FLIGHT}, 2.0, rate=10_000.0),
 }
 
 Found = Mapping[str, Any]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.columns import Remembered, counted, looked_up
+from fedsim.columns import Tabled, counted, looked_up
 from fedsim.comm.transport import Command, Trained
 from fedsim.config import StopConfig, SyncSchedule
 from fedsim.engine.items import Bounds, Desk, Item, State
@@ -162,7 +162,7 @@ class Lane:
             if item.state is not State.READY:
                 self._foreign[item.task.task] = _Foreign(item)
         self._made_s.setdefault(plain.version, self._clock())
-        self._depot, self._hosts = depot, Remembered(depot.host_of, _MOST_CLIENTS)
+        self._depot, self._hosts = depot, Tabled(depot.host_of)
         for planned in blocks:
             self._know(planned)
         self._plan(self._n_planned)
@@ -273,7 +273,7 @@ class Lane:
         first, base, made_s = rows.stop, planned.tasks.base_version, self._made_s
         submitted_s = looked_up(base, lambda versions: np.array([made_s.get(v, math.nan) for v in versions.tolist()]))
         stage = np.where(base <= self._version, READY, WAITING).astype(np.int8)
-        rows.extend(planned, self._hosts(planned.tasks.client).astype(np.int64), stage, submitted_s)
+        rows.extend(planned, self._hosts(planned.tasks.client), stage, submitted_s)
         if self._foreign:
             self._know_foreign(first)
         self._n_ready = int(np.count_nonzero(rows.stage[self.row - rows.first :] == READY))

@@ -77,7 +77,7 @@ class Rows:
             block = new.get(name)
             if block is None:
                 block = np.empty((n, *old.shape[1:]), old.dtype)
-            setattr(self, name, np.concatenate([old[done:], block]))
+            setattr(self, name, _joined(old[done:], block))
         self.first += done
 
     def _columns(self) -> list[tuple[str, NDArray[Any]]]:
@@ -150,3 +150,11 @@ class Rows:
         columns += [self.submitted_s[part], self.arrived_s[part], reports["train_s"]]
         columns += [reports["n_samples"], reports["n_steps"], reports["loss_before"], reports["loss_after"]]
         return [*columns, self.weight[part], reports["update_norm"], *self.scalars[part].T]
+
+
+def _joined(old: NDArray[Any], new: NDArray[Any]) -> NDArray[Any]:
+    """One array behind the other; records as the words that they consist of, since fields take twenty times as long."""
+    if old.dtype.names is None:
+        return np.concatenate([old, new])
+    words = [records.view(np.int64) for records in (old, new)]
+    return np.concatenate(words).view(old.dtype)

@@ -212,7 +212,7 @@ def _node(as_json: bool, repeat: int, megabytes: int, ranks: int) -> int:
 def _engine(options: Options, workers: int, cases: str) -> int:
     """Compare whole jobs with as many trainers alone, which train the same groups and talk to nobody.
 
-    A job of `cnn` has a twentieth of --updates, one of `mlp` a seventh.
+    A job of `cnn` has a fourteenth of --updates, one of `mlp` half, one of `tiny` four times as many (FedAsync: twice).
     """
     from fedsim.bench.engine import CASES, measure
 

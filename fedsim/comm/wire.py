@@ -36,6 +36,7 @@ TRAINED, DELIVERED, EVALUATED, FAILED, STOPPED, COLLECTED, SUMMED = range(1, 8)
 
 def encode_command(command: Command) -> Bytes:
     """The bytes of a command, uint8, at most `COMMAND_BYTES` (the lists hold at most `MAX_TASKS` each)."""
+    assert len(command.send) == len(command.tasks)
     lists = _lists(command)
     stop = command.stop * (1 + 2 * command.shows_stack + 4 * command.comes_again)
     flags = (command.evaluate, command.collect + 2 * command.in_haste, stop, int(command.total))
@@ -86,6 +87,7 @@ def encode_trained(message: Trained, counters: Counters) -> Bytes:
 def _in_rows(places: Sequence[int]) -> Int64:
     """What reports say of updates that lie in these rows."""
     if isinstance(places, range):
+        assert places.step == 1
         return np.arange(places.start + IN_ROW, places.stop + IN_ROW)
     return np.add(places, IN_ROW)
 

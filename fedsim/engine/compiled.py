@@ -114,7 +114,8 @@ def dealt_out(
     Nobody gets a second group before everybody has one. See `posted`, which says what a worker gets.
     """
     n_living = desks_W3.shape[0]
-    rows, groups, n_rows, n_groups = np.empty(n_ready, np.int64), np.empty((n_most * n_living, 2), np.int64), 0, 0
+    rows, n_rows = np.empty(max(stage.size - first, 0), np.int64), 0
+    groups, n_groups = np.empty((n_most * n_living, 2), np.int64), 0
     for level in range(n_most):
         for w in range(n_living):
             worker, n_own, n_taken = desks_W3[w]

@@ -316,10 +316,11 @@ class Lane:
         depot, rows, bounds = self._depot, self.rows, self._bounds
         assert depot is not None
         desks = [(worker, depot.desks[worker].n_groups, depot.desks[worker].n_rows) for worker in depot.living]
+        desks_W3 = np.array(desks, np.int64).reshape(-1, 3)
         n_unknown = sum(foreign.row < 0 for foreign in self._foreign.values())
         index, groups = self.compiled.dealt_out(
             rows.stage, rows.host, rows.makes_version, rows.worker, self.row - rows.first, self._n_ready, n_unknown,
-            np.array(desks, np.int64), bounds.n_groups, bounds.group_size, bounds.worker_rows, is_waiting,
+            desks_W3, bounds.n_groups, bounds.group_size, bounds.worker_rows, is_waiting,
         )  # fmt: skip
         start = 0
         for worker, stop in groups.tolist():
@@ -399,7 +400,7 @@ def _why_not(made: Plan) -> str | None:
         return "tasks may end without an update"
     if isinstance(config.schedule, SyncSchedule) and config.schedule.cohort < made.concurrency:
         return "tasks may end without an update"
-    if config.stop.target is not None or made.n_eligible > _MOST_CLIENTS:
+    if config.stop.target is not None or made.population.n_clients > _MOST_CLIENTS:
         return "its end is not known beforehand, or there are too many clients"
     if min(_least(config.stop.updates), _least(config.stop.versions) * n_merge) < _LEAST_UPDATES:
         return "it is short"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim import addresses
 from fedsim.config import RunConfig
-from fedsim.tables import TASK_FIELDS, Records, ReportTable, TaskTable
+from fedsim.tables import REPORT, TASK_FIELDS, Records, ReportTable, TaskTable
 from fedsim.training import Payload, objectives
 from fedsim.training.choice import Choice
 from fedsim.training.evaluate import mean_loss
@@ -135,7 +135,8 @@ class GroupTrainer:
         finally:
             if n_threads > 1:
                 torch.set_num_threads(n_threads)
-        return ReportTable(parts[0] if len(parts) == 1 else np.concatenate(parts), self._worker)
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, REPORT)])
+        return ReportTable(rows, self._worker)
 
     def _train_group(self, slots: _Slots, progress: Callable[[], None]) -> Records:
         """The reports of a group, in the order of its slots."""

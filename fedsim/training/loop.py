@@ -85,7 +85,8 @@ class LoopTrainer:
         linear_GP: Float32 | None = None,
     ) -> list[TaskReport]:
         """See `fedsim.training.Trainer.train`."""
-        assert len(out) == len(tasks) and out[0].size == self._weights.layout.n_parameters
+        n_values = self._weights.layout.n_parameters
+        assert len(out) == len(tasks) and all(row_P.size == n_values for row_P in out)
         reports = []
         for i, task in enumerate(tasks):
             if linear_GP is not None:

@@ -106,11 +106,11 @@ class LaidShard:
 
 
 class Together:
-    """The shards of a group, in columns (G,): where the numbers of inputs and of targets begin (`Samples.places`), and
-    how many samples there are. Those that are kept are named one by one only when somebody asks for them."""
+    """The shards of a group, and in columns (G,) where their inputs and targets begin (`Samples.places`), and how many
+    samples there are."""
 
-    def __init__(self, named: Callable[[], Sequence[Samples | None]], columns_3G: Int64) -> None:
-        self._named = named
+    def __init__(self, shards: Sequence[Samples], columns_3G: Int64) -> None:
+        self.shards = shards  # held: their memory is read by address
         self.places_2G: Int64 = columns_3G[:2]
         self.n_samples_G: Int64 = columns_3G[2]
 
@@ -118,12 +118,7 @@ class Together:
     def of(cls, shards: Sequence[Samples]) -> Together:
         """These, kept or not."""
         columns = [(*np.frombuffer(shard.places, np.int64), shard.n_samples) for shard in shards]
-        return cls(lambda: shards, np.array(columns, np.int64).T.copy())
-
-    @cached_property
-    def shards(self) -> Sequence[Samples]:
-        """All of them."""
-        return [shard for shard in self._named() if shard is not None]
+        return cls(shards, np.array(columns, np.int64).T.copy())
 
 
 class ShardCache:
@@ -172,8 +167,9 @@ class ShardCache:
             return None
         slots_G = np.array(slots, np.int64)
         self._used(slots_G)
-        columns_3G = self._columns_4S[:_USED].take(slots_G, 1)
-        return Together(lambda: [self._kept[slot] for slot in slots_G.tolist()], columns_3G)
+        shards = [shard for shard in map(self._kept.__getitem__, slots_G.tolist()) if shard is not None]
+        assert len(shards) == len(slots)
+        return Together(shards, self._columns_4S[:_USED].take(slots_G, 1))
 
     def _used(self, slots_G: Int64) -> None:
         """These were used one after the other."""
@@ -247,7 +243,7 @@ class ShardCache:
     def _on_device(self, shard: Shard) -> DeviceShard:
         x = np.ascontiguousarray(shard.x, dtype=np.float32)
         x = x if x.flags.writeable else x.copy()  # torch warns of memory that it may not write
-        y, like = self._loss.targets(shard.y), self._loss.padding  # of one form: compiled code reads them as numbers
+        y, like = self._loss.targets(shard.y).contiguous(), self._loss.padding  # compiled code reads them as numbers
         assert (y.dtype, y.shape[1:]) == (like.dtype, like.shape)
         return DeviceShard(torch.from_numpy(x).to(self._device), y.to(self._device))
 

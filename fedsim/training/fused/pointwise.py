@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.training.fused import tape
-from fedsim.training.fused.values import Context, Memory, Value
+from fedsim.training.fused.values import Context, Form, Memory, Value
 
 _aten = torch.ops.aten
 
@@ -27,7 +27,7 @@ class Relu:
         self.y = x if self._is_in_place and x.m.is_fixed else like(ctx, name, x, needs_grad=x.m.needs_grad)
         self._y = self.y.m
         self._y.is_kept = True
-        self._is_compiled = ctx.is_compiled
+        self._is_recorded = ctx.is_compiled and x.form is not Form.MAPS  # a slot's maps lie among those of others
 
     def forward(self) -> None:
         x, y = self._x, self._y
@@ -48,10 +48,10 @@ class Relu:
     def rows(self) -> tuple[list[tape.Row], list[tape.Row]] | None:
         """See `fedsim.training.fused.layers.Recordable`."""
         x, y = self._x, self._y
-        if not (self._is_compiled and x.is_flat and y.is_flat):
+        if not (self._is_recorded and x.is_flat and y.is_flat):
             return None
         sizes, backward = (x.full.shape[0], x.full.stride(0)), list[tape.Row]()
-        assert y.full.stride(0) == x.full.stride(0)
+        assert y.full.stride(0) == x.full.stride(0) and x.full.is_contiguous()
         if x.needs_grad:
             gradients = y.flat_grad.data_ptr(), y.flat.data_ptr(), x.flat_grad.data_ptr()
             backward.append((tape.RELU_BACK, *sizes, *gradients))

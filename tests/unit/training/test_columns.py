@@ -83,6 +83,12 @@ def test_the_first_that_fails_as_they_were_given_is_named(
             bench.train([bench.tasks[i] for i in order])
 
 
+@pytest.mark.parametrize("path", ["loop", "fused", "stacked"])
+def test_no_tasks_have_no_reports(make: dict[str, Make], shards: list[Shard], path: str) -> None:
+    reports, _ = Bench(path, make, shards).train(TaskTable.of([]))
+    assert len(reports) == 0 and list(reports) == []
+
+
 def test_a_client_twice_in_a_group_trains_twice(make: dict[str, Make], shards: list[Shard]) -> None:
     bench = Bench("fused", make, shards)
     (alone,), alone_GP = bench.train(bench.tasks[:1])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import DataError
 from fedsim.population.laid import Laid
-from fedsim.training.objectives import BinaryCrossEntropy, CrossEntropy
+from fedsim.training.objectives import BinaryCrossEntropy, Cox, CrossEntropy, MeanSquaredError, TaskLoss
 from fedsim.training.shards import DeviceShard, LaidShard, ShardCache, Together, vocabulary_of
 from fedsim.types import Shard
 
@@ -70,6 +70,14 @@ def test_takes_read_only_and_strided_arrays() -> None:
     x.flags.writeable = y.flags.writeable = False
     kept = ShardCache(10**6, CPU, CrossEntropy()).get(0, lambda: Shard(x, y))
     assert np.array_equal(kept.x.numpy(), x) and np.array_equal(kept.y.numpy(), y)
+
+
+@pytest.mark.parametrize("loss", [Cox(), MeanSquaredError(2)], ids=["cox", "mse"])
+def test_targets_by_columns_are_kept_by_rows(loss: TaskLoss) -> None:
+    y = np.asfortranarray(np.arange(8, dtype=np.float32).reshape(4, 2))
+    cache = ShardCache(10**6, CPU, loss)
+    kept = cache.get(("train", 0), lambda: Shard(np.ones((4, 3), np.float32), y))
+    assert kept.y.is_contiguous() and np.array_equal(kept.y.numpy(), y) and cache.together("train", [0]) is not None
 
 
 @pytest.mark.parametrize("value", [-1.0, 7.0, 2.5, float("nan")])

@@ -109,6 +109,33 @@ def test_slots_go_through_a_few_at_a_time(make_config: Make, name: str, dtype: t
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("n_slots", [2, BATCH, 7])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.GELU()], ids=["tanh", "gelu"])
+def test_maps_are_no_rows(make_config: Make, activation: nn.Module, n_slots: int) -> None:
+    """Slots lie side by side in maps, so that work on some slots' numbers alone would be on others', too."""
+    module = nn.Sequential(
+        nn.Unflatten(1, (1, 13, 1)), nn.Conv2d(1, 4, (3, 1)), activation, nn.ReLU(), nn.Flatten(), nn.Linear(44, 4)
+    )
+    training = make_config(training={"batch_size": BATCH, "path": "fused"}).training
+    found = set[tuple[bytes, bytes]]()
+    for n_at_once in (None, n_slots, 1):
+        machine = _machine(training, module, CrossEntropy(), n_slots=n_slots)
+        program = machine._program(n_slots)
+        tapes = [part for part in program._work if isinstance(part, Tape)]
+        assert tapes and all(not isinstance(layer, Relu) or layer.rows() is None for layer in program._built)
+        assert any(isinstance(layer, Relu) for layer in program._built)
+        for part in tapes:
+            part._n_slots = n_slots, n_at_once or n_slots
+        if n_at_once is None:
+            machine._programs[n_slots] = _Plain(program)  # type: ignore[assignment]
+        for k in range(3):
+            machine.step(k, n_slots)
+        out_GP = torch.empty((n_slots, machine.weights.n_values))
+        machine.read(0, Flat.of(out_GP))
+        found.add((out_GP.numpy().tobytes(), machine.batches.pieces_GKB[:, :3].numpy().tobytes()))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(("n_fitting", "n_at_once"), [(0.5, 1), (1.0, 1), (2.9, 2), (9.0, 9)])
 def test_as_many_slots_go_through_together_as_fit_a_cache(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, n_fitting: float, n_at_once: int
@@ -121,14 +148,15 @@ def test_as_many_slots_go_through_together_as_fit_a_cache(
 
 
 def _machine(
-    training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype: torch.dtype = torch.float32
-) -> FusedMachine:
+    training: TrainingConfig, module: nn.Module, loss: TaskLoss, dtype: torch.dtype = torch.float32,
+    n_slots: int = SLOTS,
+) -> FusedMachine:  # fmt: skip
     """A machine with a block of batches, ready for its first step."""
-    machine = FusedMachine(module, (13,), training, loss, SLOTS, device=CPU, dtype=dtype)
+    machine = FusedMachine(module, (13,), training, loss, n_slots, device=CPU, dtype=dtype)
     draws, n = torch.Generator().manual_seed(3), machine.weights.n_values
-    base_GP = torch.randn((SLOTS, n), generator=draws, dtype=dtype)
-    keys = noise.Keys(0, np.arange(SLOTS), np.arange(SLOTS), [3] * SLOTS)
-    machine.start(Flat.of(base_GP), np.full(SLOTS, 0.1), keys)
+    base_GP = torch.randn((n_slots, n), generator=draws, dtype=dtype)
+    keys = noise.Keys(0, np.arange(n_slots), np.arange(n_slots), [3] * n_slots)
+    machine.start(Flat.of(base_GP), np.full(n_slots, 0.1), keys)
     batches = machine.batches
     batches.x_GKBF[..., :13] = torch.randn(batches.x_GKBF[..., :13].shape, generator=draws, dtype=dtype)
     batches.targets_GKB.copy_(torch.randint(0, 2, batches.targets_GKB.shape, generator=draws))

@@ -53,6 +53,7 @@ class Purpose(IntEnum):
     INJECTION = 17
     GUIDED_SELECTION = 18  # explore or exploit, and a round's tier
     COMPRESSION = 19  # values rounded at random on their way up
+    TRIAL = 20  # operands on which a kernel is tried
     ATTACKERS = 40
     ATTACK_NOISE = 41
     CANDIDATES = 42  # who is looked at by power-of-choice

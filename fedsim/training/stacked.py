@@ -24,6 +24,7 @@ from fedsim.config import TrainingConfig
 from fedsim.layout import Layout
 from fedsim.training import noise
 from fedsim.training.fused.graph import UnsupportedError
+from fedsim.training.fused.grouped import Grouped, How
 from fedsim.training.fused.memory import BLOCK, Places, padded
 from fedsim.training.groupbatches import Batch
 from fedsim.training.objectives import TaskLoss
@@ -47,7 +48,14 @@ _EXACT = {
 
 
 class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Operations whose results for a client depend on no other: products over padded rows, whole elementwise blocks."""
+    """Operations whose results for a client depend on no other: products over padded rows, whole elementwise blocks.
+
+    `n_slots` are at work, with so many groups of channels in a convolution.
+    """
+
+    def __init__(self, n_slots: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.n_slots = n_slots
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -59,10 +67,27 @@ class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _product(args[1], args[2]) * kwargs.get("alpha", 1) + args[0] * kwargs.get("beta", 1)
         if func in (_aten.convolution.default, _aten.convolution_backward.default):
             # vmap cannot normalise what lies channels last: its results go back to planes
-            return tree_map_only(Tensor, Tensor.contiguous, func(*(_channels_last(a) for a in args), **kwargs))
+            found = self._convolved(func, [_channels_last(a) for a in args], kwargs)
+            return tree_map_only(Tensor, Tensor.contiguous, found)
         elif torch.Tag.pointwise in func.tags and func not in _EXACT:
             return _in_blocks(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _convolved(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """A convolution, or its gradients; of images in groups as few clients at a time as their bits take."""
+        is_forward = func is _aten.convolution.default
+        x, w = args[:2] if is_forward else args[1:3]
+        b, (stride, padding, dilation, is_transposed, _, n_groups) = args[2], args[3:9] if is_forward else args[4:10]
+        g = self.n_slots
+        if kwargs or is_transposed or x.dim() != 4 or n_groups % g:
+            return func(*args, **kwargs)
+        wanted = (False, False, False) if is_forward else tuple(args[10])
+        grouped = Grouped(
+            How(tuple(stride), tuple(padding), tuple(dilation), n_groups // g), g,
+            (x.shape[0], x.shape[1] // g, *x.shape[2:]), (w.shape[0] // g, *w.shape[1:]),
+            has_bias=is_forward and b is not None, wanted=wanted, dtype=x.dtype, device=x.device,
+        )  # fmt: skip
+        return grouped.forward(x, w, b) if is_forward else grouped.backward(args[0], x, w)
 
 
 def _product(a_gMK: Tensor, b_gKN: Tensor) -> Tensor:
@@ -131,7 +156,7 @@ class StackedMachine(SlabMachine):
         self._sample_shape = sample_shape
         self._gradient = gradient_of(copy.deepcopy(module).train(), loss)
         self._parameters = cache(self._views)
-        self._steady = Steady()  # type: ignore[no-untyped-call]
+        self._steady = Steady(_MIN_SLOTS)
 
     def compute(self, batch: Batch) -> None:
         """See `SlabMachine.compute`."""
@@ -139,6 +164,7 @@ class StackedMachine(SlabMachine):
         g, n_batch = scale_gB.shape
         x = batch.samples_gBF.reshape(g, n_batch, *self._sample_shape).contiguous()
         masks = tuple(mask[:g] for mask in self.masks.now)
+        self._steady.n_slots = g
         with self._steady:
             gradients, each_gB = self._gradient(self._parameters(g), x, targets_gB.clone(), scale_gB.clone(), masks)
         batch.pieces_gB.copy_(each_gB)
@@ -190,7 +216,7 @@ def check(module: nn.Module, sample_shape: tuple[int, ...], loss: TaskLoss) -> t
         raise UnsupportedError(f"{type(module).__name__} draws random numbers other than those of dropout")
     masks = tuple(torch.ones(2, 2, *dropout.shape) for dropout in found.dropouts)
     try:
-        with Steady():  # type: ignore[no-untyped-call]
+        with Steady(2):
             gradient_of(copy.deepcopy(module).train(), loss)(parameters, x, y, torch.ones(2, 2), masks)
     except Exception as error:  # whatever the module's code does that torch.func cannot
         reason = " ".join(str(error).split())[:200]

@@ -1,7 +1,7 @@
-"""Convolutions of many clients as one convolution with a group of channels a client, channels last.
+"""Convolutions and pools of many clients side by side, with a group of channels a client, channels last.
 
-In this form a client's bits did not change with the number of clients from two on; alone they did, so a program of
-maps has two slots at least. Shapes: `B` batch, `g` slots, `C` channels, `O` outputs.
+A convolution of one client is another kernel's work, so a program of maps has two slots at least; see
+`fedsim.training.fused.grouped`. Shapes: `B` batch, `g` slots, `C` channels, `O` outputs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedsim.training.fused import pooling
 from fedsim.training.fused.graph import Node
+from fedsim.training.fused.grouped import Grouped, How
 from fedsim.training.fused.values import Context, Form, Memory, Value
 
 _aten = torch.ops.aten
@@ -39,34 +40,35 @@ class Conv2d:
         if self._has_bias:
             self._b = ctx.weights.flat(f"{prefix}bias", g)
             self._to_b = ctx.target.slab.flat(f"{prefix}bias", g)
-        self._stride, self._padding, self._dilation = list(layer.stride), _padding(layer), list(layer.dilation)
-        self._groups = g * layer.groups
+        how = How(layer.stride, _padding(layer), layer.dilation, layer.groups)
+        wanted = (x.m.needs_grad, True, self._has_bias)
+        self._grouped = Grouped(
+            how, g, (ctx.n_batch, *x.shape), tuple(layer.weight.shape), has_bias=self._has_bias, wanted=wanted,
+            dtype=ctx.arena.dtype, device=ctx.arena.device,
+        )  # fmt: skip
         self._held: Tensor
 
     def forward(self) -> None:
         self._held = self._w.reshape(self._size)
         b = self._b.reshape(-1) if self._has_bias else None
-        self._y.t = torch.conv2d(self._x.t, self._held, b, self._stride, self._padding, self._dilation, self._groups)
+        self._y.t = self._grouped.forward(self._x.t, self._held, b)
 
     def backward(self) -> None:
         x, y, target = self._x, self._y, self._target
-        wanted = [x.needs_grad, True, self._has_bias]
-        dx, dw, db = _aten.convolution_backward(
-            y.grad, x.t, self._held, [self._size[0]], self._stride, self._padding, self._dilation,
-            False, [0, 0], self._groups, wanted,
-        )  # fmt: skip
-        if x.needs_grad and x.is_fixed:
+        dx, dw, db = self._grouped.backward(y.grad, x.t, self._held)
+        if dx is not None and x.is_fixed:
             x.grad.copy_(dx)
-        elif x.needs_grad:
+        elif dx is not None:
             x.grad = dx
+        assert dw is not None
         target.add_vector(self._to_w, dw.reshape(self._w.shape))
-        if self._has_bias:
+        if db is not None:
             target.add_vector(self._to_b, db.view(self._b.shape))
 
 
-def _padding(layer: nn.Conv2d) -> list[int]:
+def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
     assert not isinstance(layer.padding, str)
-    return list(layer.padding)
+    return layer.padding
 
 
 class MaxPool2d:

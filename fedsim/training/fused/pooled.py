@@ -19,6 +19,7 @@ from torch import nn
 from fedsim.training.fused import images, pooling, sparse
 from fedsim.training.fused.convolution import Rectified, pair, rows
 from fedsim.training.fused.graph import Node
+from fedsim.training.fused.grouped import Grouped, How
 from fedsim.training.fused.values import Context, Form, Memory, Value
 from fedsim.training.fused.vectors import LANES
 
@@ -161,7 +162,7 @@ class Pooled:
         self._x, self._one, self._n_bytes = x.m, ctx.one, ctx.arena.dtype.itemsize
         g, (n_out, *windows), (depth, height, width) = ctx.n_slots, out, x.shape
         (top, left), self._size, self._n_windows = layer.padding, (depth, height, width), (windows[0], windows[1])
-        self._before, self._counts, self._n_out, self._groups = (top, left), (g, ctx.n_batch), n_out, g
+        self._before, self._counts, self._n_out = (top, left), (g, ctx.n_batch), n_out
         own = ctx.new(name, Form.MAPS, out, needs_grad=False)
         self.y = Value(Form.MAPS, out, Memory(needs_grad=True, is_fixed=False))
         self._y, self._t, self._y_BHWC = self.y.m, own.m.t, rows(own.m.t)
@@ -179,6 +180,11 @@ class Pooled:
             self._bias = ctx.weights.flat(f"{prefix}bias", g)
             to_b = ctx.target.slab.full(f"{prefix}bias", g)
             self._to_b = (to_b.data_ptr(), to_b.stride(0))
+        self._grouped = Grouped(
+            How((1, 1), self._before, (1, 1), 1), g, (ctx.n_batch, *x.shape), tuple(layer.weight.shape),
+            has_bias=layer.bias is not None, wanted=(False, False, False), dtype=ctx.arena.dtype,
+            device=ctx.arena.device,
+        )  # fmt: skip
         self._factors = type(ctx.one)(ctx.target.beta), type(ctx.one)(ctx.target.alpha)
         self._rooms = self._room(ctx, name, layer)
 
@@ -201,7 +207,7 @@ class Pooled:
     def forward(self) -> None:
         x = self._held = self._x.t.contiguous(memory_format=torch.channels_last)
         bias = None if self._bias is None else self._bias.reshape(-1)
-        y = torch.conv2d(x, self._weight, bias, 1, self._before, 1, self._groups)
+        y = self._grouped.forward(x, self._weight, bias)
         pooling.forward_2x2(rows(y), self._y_BHWC, self._which_BHWC)
         self._y.t = self._t
 

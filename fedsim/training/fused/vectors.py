@@ -15,11 +15,13 @@ from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils as _cgutils
 from numba.core import types
 from numba.extending import intrinsic
 
 LANES = 16
+IS_WIDE = bool(get_host_cpu_features().get("avx512f"))  # registers take a vector each; else two, of which there are 8
 cgutils: Any = _cgutils
 F = TypeVar("F", bound=Callable[..., Any])
 

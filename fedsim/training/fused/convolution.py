@@ -40,7 +40,7 @@ class Conv2d:
         if self._has_bias:
             self._b = ctx.weights.flat(f"{prefix}bias", g)
             self._to_b = ctx.target.slab.flat(f"{prefix}bias", g)
-        how = How(layer.stride, _padding(layer), layer.dilation, layer.groups)
+        how = How(layer.stride, padding_of(layer), layer.dilation, layer.groups)
         wanted = (x.m.needs_grad, True, self._has_bias)
         self._grouped = Grouped(
             how, g, (ctx.n_batch, *x.shape), tuple(layer.weight.shape), has_bias=self._has_bias, wanted=wanted,
@@ -66,7 +66,8 @@ class Conv2d:
             target.add_vector(self._to_b, db.view(self._b.shape))
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+def padding_of(layer: nn.Conv2d) -> tuple[int, ...]:
+    """A convolution's padding in numbers; one in words is not met here."""
     assert not isinstance(layer.padding, str)
     return layer.padding
 

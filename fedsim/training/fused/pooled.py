@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fedsim.training.fused import images, pooling, sparse
-from fedsim.training.fused.convolution import Rectified, pair, rows
+from fedsim.training.fused.convolution import Rectified, padding_of, pair, rows
 from fedsim.training.fused.graph import Node
 from fedsim.training.fused.grouped import Grouped, How
 from fedsim.training.fused.values import Context, Form, Memory, Value
@@ -30,7 +30,7 @@ class FirstMaps(nn.Module):
     def __init__(self, convolution: nn.Conv2d, image_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        self.kernel, self.padding = pair(convolution.kernel_size), pair(_numbers(convolution.padding))
+        self.kernel, self.padding = pair(convolution.kernel_size), pair(padding_of(convolution))
         self.image_shape = image_shape
 
 
@@ -40,12 +40,7 @@ class PooledMaps(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        self.kernel, self.padding = pair(convolution.kernel_size), pair(_numbers(convolution.padding))
-
-
-def _numbers(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    assert not isinstance(padding, str)
-    return padding
+        self.kernel, self.padding = pair(convolution.kernel_size), pair(padding_of(convolution))
 
 
 def joined(nodes: Sequence[Node], sample_shape: tuple[int, ...]) -> list[Node]:
